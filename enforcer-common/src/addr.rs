@@ -1,0 +1,98 @@
+//! The canonical address: one 16-byte key for every way to write a destination.
+//!
+//! IPv4 `a.b.c.d`, IPv4-mapped `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2) and the NAT64 well-known prefix
+//! `64:ff9b::a.b.c.d` (RFC 6052, 2.1) lead to the same host, so they are the same key.
+
+/// A canonical destination address. IPv4 is kept as its IPv4-mapped IPv6 form.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Addr([u8; 16]);
+
+const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+const NAT64: [u8; 12] = [0x00, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0];
+
+impl Addr {
+    #[inline(always)]
+    pub const fn from_v4(v4: [u8; 4]) -> Self {
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]])
+    }
+
+    #[inline(always)]
+    pub fn from_v6(v6: [u8; 16]) -> Self {
+        match v6 {
+            [p @ .., a, b, c, d] if p == NAT64 => Self::from_v4([a, b, c, d]),
+            other => Self(other),
+        }
+    }
+
+    #[inline(always)]
+    pub const fn octets(&self) -> [u8; 16] {
+        self.0
+    }
+
+    /// The IPv4 form, if this address is one.
+    #[inline(always)]
+    pub fn as_v4(&self) -> Option<[u8; 4]> {
+        match self.0 {
+            [p @ .., a, b, c, d] if p == MAPPED => Some([a, b, c, d]),
+            _ => None,
+        }
+    }
+
+    /// Addresses that no DNS answer may ever deny: denying them harms the host itself, and whoever owns
+    /// a denied name chooses what it resolves to. Loopback, unspecified (a connect to it means loopback),
+    /// link-local (169.254.169.254 included), multicast, limited broadcast.
+    #[inline(always)]
+    pub fn is_never_denied(&self) -> bool {
+        match self.as_v4() {
+            Some([a, b, _, _]) => a == 0 || a == 127 || (a == 169 && b == 254) || a >= 224,
+            None => {
+                let o = &self.0;
+                let zeros = matches!(o, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, _]);
+                (zeros && o[15] <= 1) || (o[0] == 0xfe && o[1] & 0xc0 == 0x80) || o[0] == 0xff
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use core::net::IpAddr;
+
+    fn canonical(text: &str) -> Addr {
+        match text.parse::<IpAddr>().unwrap() {
+            IpAddr::V4(v4) => Addr::from_v4(v4.octets()),
+            IpAddr::V6(v6) => Addr::from_v6(v6.octets()),
+        }
+    }
+
+    #[test]
+    fn every_spelling_of_an_ipv4_host_is_one_key() {
+        let key = Addr::from_v4([192, 0, 2, 1]);
+        for text in ["192.0.2.1", "::ffff:192.0.2.1", "64:ff9b::192.0.2.1"] {
+            assert_eq!(canonical(text), key, "{text}");
+        }
+        for text in ["192.0.2.2", "::192.0.2.1", "64:ff9b:1::192.0.2.1", "2001:db8::c000:201"] {
+            assert_ne!(canonical(text), key, "{text}");
+        }
+        assert_eq!(key.as_v4(), Some([192, 0, 2, 1]));
+        assert_eq!(canonical("2001:db8::1").as_v4(), None);
+    }
+
+    #[test]
+    fn never_denied_rows() {
+        let rows = [
+            ("127.0.0.1", true), ("127.255.255.254", true), ("::1", true), ("::", true), ("0.0.0.0", true),
+            ("0.1.2.3", true), ("169.254.169.254", true), ("169.254.0.1", true), ("169.253.0.1", false),
+            ("fe80::1", true), ("febf::1", true), ("fec0::1", false), ("224.0.0.1", true),
+            ("239.255.255.250", true), ("255.255.255.255", true), ("ff02::1", true), ("::ffff:127.0.0.1", true),
+            ("64:ff9b::127.0.0.1", true), ("::2", false), ("::1:1", false), ("128.0.0.1", false), ("10.0.0.1", false),
+            ("192.0.2.1", false), ("2001:db8::1", false), ("fd00::1", false), ("223.255.255.255", false),
+        ];
+        for (text, want) in rows {
+            assert_eq!(canonical(text).is_never_denied(), want, "{text}");
+        }
+    }
+}

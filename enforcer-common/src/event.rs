@@ -1,0 +1,98 @@
+//! Wire records of the one ring buffer. Fixed layout, explicit padding, sizes asserted.
+//!
+//! Connect reports and DNS answers share the ring so that an answer is always read before a connect that
+//! came after it.
+
+use crate::verdict::RuleId;
+
+/// First field of every record.
+pub const KIND_CONNECT: u32 = 1;
+pub const KIND_ANSWER: u32 = 2;
+
+pub const AF_INET: u16 = 2;
+pub const AF_INET6: u16 = 10;
+
+/// The hook that saw a connect.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layer {
+    LsmConnect = 1,
+    LsmSendmsg = 2,
+    CgroupConnect = 3,
+    CgroupSendmsg = 4,
+}
+
+impl Layer {
+    pub const fn from_wire(byte: u8) -> Option<Self> {
+        match byte {
+            1 => Some(Self::LsmConnect),
+            2 => Some(Self::LsmSendmsg),
+            3 => Some(Self::CgroupConnect),
+            4 => Some(Self::CgroupSendmsg),
+            _ => None,
+        }
+    }
+}
+
+/// One connect (or first datagram, or Fast Open) and what became of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectRecord {
+    pub kind: u32,
+    /// Of the deciding claim, 0 for the default.
+    pub rule: RuleId,
+    /// CLOCK_BOOTTIME at the decision.
+    pub time: u64,
+    pub cgroup: u64,
+    /// CLOCK_BOOTTIME at which the process (thread group leader) started; 0 if it could not be read.
+    pub process_start: u64,
+    /// As the application wrote it, IPv4 as IPv4-mapped; not yet canonical (NAT64 stays visible).
+    pub dst: [u8; 16],
+    /// Same form; all zero while the socket is unbound.
+    pub src: [u8; 16],
+    /// Host byte order, as are the ports.
+    pub pid: u32,
+    pub tid: u32,
+    pub ppid: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub dst_port: u16,
+    pub src_port: u16,
+    /// Family of the address, not of the socket.
+    pub family: u16,
+    /// SOCK_STREAM 1, SOCK_DGRAM 2, SOCK_RAW 3, ...
+    pub sock_type: u16,
+    /// IPPROTO_*: 6 TCP, 17 UDP, 132 SCTP, 262 MPTCP.
+    pub protocol: u16,
+    /// `Verdict` and `Layer`.
+    pub verdict: u8,
+    pub layer: u8,
+    /// Attacker-chosen bytes, NUL-padded.
+    pub comm: [u8; 16],
+}
+
+const _: () = assert!(size_of::<ConnectRecord>() == 120);
+
+/// Precedes the payload of one packet from port 53: a DNS message (UDP) or a piece of a stream of them (TCP).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct AnswerRecord {
+    pub kind: u32,
+    /// Bytes of payload that follow this header. The ring's record may be longer.
+    pub len: u32,
+    pub time: u64,
+    /// Who answered, IPv4 as IPv4-mapped.
+    pub server: [u8; 16],
+    /// Whom (a host behind a NAT, a container, or ourselves).
+    pub client: [u8; 16],
+    pub client_port: u16,
+    /// IPPROTO_UDP 17 or IPPROTO_TCP 6.
+    pub protocol: u16,
+    /// TCP only: sequence number of the first payload byte.
+    pub sequence: u32,
+    /// TCP only: header flags byte (FIN 1, SYN 2, RST 4).
+    pub tcp_flags: u8,
+    pub reserved: [u8; 7],
+}
+
+const _: () = assert!(size_of::<AnswerRecord>() == 64);

@@ -1,0 +1,13 @@
+//! What kernel and user space must agree on, written once and compiled for both.
+//!
+//! `no_std`, no dependencies, no allocation: everything here passes the kernel's verifier.
+
+#![no_std]
+
+pub mod addr;
+pub mod event;
+pub mod limits;
+pub mod verdict;
+
+pub use addr::Addr;
+pub use verdict::{Claim, Decision, Entry, RuleId, Verdict, decide};

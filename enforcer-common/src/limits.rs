@@ -1,0 +1,27 @@
+//! Every capacity, once. Each says what happens when it is reached.
+
+/// Addresses in the denied map. Full: the new address is not installed, counted and alarmed; nothing is evicted.
+pub const ADDRESSES: u32 = 262_144;
+
+/// Networks in the trie. Full: the policy is refused when it is loaded.
+pub const NETWORKS: u32 = 65_536;
+
+/// Bytes of the ring of events and answers (a power of two). Full: the record is lost and counted; the
+/// verdict never depends on it.
+pub const RING_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Longest payload of one packet from port 53 that is copied to user space. No packet is longer.
+pub const ANSWER_BYTES: usize = 65_536;
+
+/// Longest host name in its text form (RFC 1035, 2.3.4: 255 bytes on the wire).
+pub const NAME_BYTES: usize = 253;
+
+/// Names in the DNS table. Full: the binding that runs out first makes room; what was denied stays denied in
+/// the kernel until its own expiry.
+pub const TABLE_BINDINGS: usize = 262_144;
+
+/// Followed CNAMEs in one answer. A longer chain is cut there and counted.
+pub const CNAME_CHAIN: usize = 16;
+
+/// Rules in a policy set. More are refused when the policy is loaded.
+pub const RULES: usize = 65_536;

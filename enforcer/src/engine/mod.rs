@@ -1,0 +1,9 @@
+//! Pure: no I/O, no clock, no async. Time is an argument, effects are return values.
+//! `tests/purity.rs` enforces it.
+
+pub mod compile;
+pub mod dns;
+pub mod name;
+pub mod plan;
+pub mod policy;
+pub mod record;
