@@ -3,4 +3,5 @@
 //! `engine` decides and knows nothing of the world; `sys` is the world; `daemon` joins them; `cli` is what
 //! people type.
 
+pub mod api;
 pub mod engine;

@@ -1,0 +1,137 @@
+//! The control socket's language: one JSON request a line, one JSON reply a line (`Events`: a stream of
+//! lines until the client goes). Spoken by `sys::control` (server) and `cli` (client), nowhere else.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::record::Event;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "request")]
+pub enum Request {
+    Status,
+    Denied,
+    Events,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reply", content = "content")]
+pub enum Reply {
+    Status(Box<Status>),
+    Denied(Vec<Denied>),
+    Event(Box<Event>),
+    /// This follower was too slow: so many events were not sent to it.
+    Skipped(u64),
+    Error(String),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    pub uptime_seconds: u64,
+    pub kernel: String,
+    pub enforcement: Enforcement,
+    pub policy: PolicyStatus,
+    pub counters: Counters,
+    pub dns: DnsStatus,
+    pub map: MapStatus,
+    pub sinks: Vec<SinkStatus>,
+    /// Everything that is wrong or opens a hole, in words with what to do. Empty when all is well.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Enforcement {
+    /// Proven by the last canary: a connect to a denied address was refused.
+    pub active: bool,
+    /// `lsm`, `cgroup` or `none`.
+    pub layer: String,
+    /// Why not the LSM layer, if not.
+    pub reason: Option<String>,
+    pub canary: String,
+    pub canary_age_seconds: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    pub directory: String,
+    pub files: usize,
+    pub rules: usize,
+    pub patterns: usize,
+    pub networks: usize,
+    pub loads: u64,
+    pub failed_loads: u64,
+    pub loaded_seconds_ago: u64,
+    /// Why the newest version of the files is not the one in force: every diagnostic, as `check` prints it.
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counters {
+    pub connects: u64,
+    pub denied: u64,
+    pub audited: u64,
+    /// Connect reports lost because the ring was full.
+    pub lost_events: u64,
+    pub lost_answers: u64,
+    /// A hook could not read what it needed and let the connect pass (fail-open).
+    pub faults: u64,
+    pub events: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DnsStatus {
+    pub answers: u64,
+    pub unparsed: u64,
+    pub truncated: u64,
+    /// TCP streams given up: bytes missing, too long, too many.
+    pub streams_lost: u64,
+    pub bindings: usize,
+    pub capacity: usize,
+    /// Bindings that made room before they ran out.
+    pub evicted: u64,
+    /// Denied names that resolved to an address of the never-deny set.
+    pub refused_bindings: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MapStatus {
+    pub addresses: usize,
+    pub capacity: usize,
+    /// Addresses that could not be installed (map full or a failed call): these are NOT denied.
+    pub failed_inserts: u64,
+    /// Entries taken over from a daemon before this one.
+    pub adopted: usize,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SinkStatus {
+    pub name: String,
+    pub written: u64,
+    pub lost: u64,
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Denied {
+    /// An address, or a network in CIDR form.
+    pub address: String,
+    pub ip: Option<IpAddr>,
+    /// Names that led here, the asked one first; empty for a network, or an entry adopted after a restart.
+    pub names: Vec<String>,
+    pub rule: String,
+    /// `deny` or `audit`.
+    pub verdict: String,
+    /// Absent: as long as the rule exists.
+    pub expires_in_seconds: Option<u64>,
+}

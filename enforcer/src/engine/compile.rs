@@ -1,0 +1,1 @@
+//! Rules compiled for asking: which rules name this host, which networks stand in the trie.

@@ -1,0 +1,1 @@
+//! The map of addresses as it should be, and the steps that lead there.

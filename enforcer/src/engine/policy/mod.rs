@@ -1,0 +1,1 @@
+//! Policy files: text in, rules that cannot be wrong out.
