@@ -71,7 +71,7 @@ pub struct ConnectRecord {
     pub comm: [u8; 16],
 }
 
-const _: () = assert!(size_of::<ConnectRecord>() == 120);
+const _: () = assert!(size_of::<ConnectRecord>() == 112);
 
 /// Precedes the payload of one packet from port 53: a DNS message (UDP) or a piece of a stream of them (TCP).
 #[repr(C)]
