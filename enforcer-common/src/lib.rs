@@ -5,7 +5,9 @@
 #![no_std]
 
 pub mod addr;
+pub mod counter;
 pub mod event;
+pub mod kernel;
 pub mod limits;
 pub mod verdict;
 

@@ -1,0 +1,26 @@
+//! Per-CPU counters, indexed by `Counter`. Writers: every program; reader: the daemon (sums over CPUs).
+
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Connects (and first datagrams, and Fast Opens) decided.
+    Connects = 0,
+    Denied = 1,
+    Audited = 2,
+    /// Connect reports that found the ring full.
+    LostEvents = 3,
+    /// DNS answers that found the ring full.
+    LostAnswers = 4,
+    /// The socket could not be read; its type and source are unknown. The verdict stands.
+    FaultSocket = 5,
+    /// The destination could not be read: the connect passed (fail-open).
+    FaultAddress = 6,
+    /// The process could not be read; the report lacks it. The verdict stands.
+    FaultTask = 7,
+    /// A packet from port 53 that could not be copied.
+    FaultPacket = 8,
+    /// DNS packets copied to the ring.
+    Answers = 9,
+}
+
+pub const COUNTERS: u32 = 10;

@@ -1,0 +1,48 @@
+//! Globals that the loader writes into the program's read-only data before the kernel verifies it.
+//!
+//! Rust programs have no CO-RE relocations, so the daemon reads these offsets from the running kernel's BTF
+//! and one object fits every kernel.
+
+/// Byte offsets of fields in kernel structures.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offsets {
+    pub socket_type: u32,
+    pub socket_sk: u32,
+    pub sock_family: u32,
+    pub sock_rcv_saddr: u32,
+    pub sock_v6_rcv_saddr: u32,
+    pub sock_num: u32,
+    pub sock_protocol: u32,
+    pub msg_name: u32,
+    pub msg_namelen: u32,
+    pub msg_flags: u32,
+    pub task_pid: u32,
+    pub task_tgid: u32,
+    pub task_comm: u32,
+    pub task_cred: u32,
+    pub task_real_parent: u32,
+    pub task_group_leader: u32,
+    pub task_start_boottime: u32,
+    pub task_cgroups: u32,
+    pub cred_uid: u32,
+    pub cred_gid: u32,
+    pub css_set_dfl_cgrp: u32,
+    pub cgroup_kn: u32,
+    pub kernfs_node_id: u32,
+}
+
+/// How the programs behave; fixed for the life of a load.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// 0: kernel memory must not be read (lockdown=confidentiality): who connects stays unknown.
+    pub read_kernel: u32,
+    /// Which connects are reported: `REPORT_*`.
+    pub report: u32,
+}
+
+pub const REPORT_NONE: u32 = 0;
+/// Denied and audited ones.
+pub const REPORT_DENIED: u32 = 1;
+pub const REPORT_ALL: u32 = 2;

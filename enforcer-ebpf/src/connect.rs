@@ -1,0 +1,190 @@
+//! From a hook's arguments to a verdict: canonical address → lookup → `decide()` → report.
+
+use aya_ebpf::{
+    bindings::bpf_sock_addr, btf_maps::lpm_trie::Key, helpers::bpf_ktime_get_boot_ns,
+};
+use enforcer_common::{
+    Addr, Decision, Verdict,
+    counter::Counter,
+    decide,
+    event::{AF_INET, AF_INET6, Layer},
+};
+
+use crate::{
+    kernel::{Message, Pointer, Socket, Unreadable, read},
+    maps::{ADDRESSES, NETWORKS, count},
+    report,
+};
+
+const AF_UNSPEC: u16 = 0;
+const SOCK_STREAM: u16 = 1;
+const MSG_FASTOPEN: u32 = 0x2000_0000;
+
+/// sizeof(struct sockaddr_in), and SIN6_LEN_RFC2133: shorter addresses the kernel refuses itself.
+const SOCKADDR_IN: i32 = 16;
+const SOCKADDR_IN6: i32 = 24;
+/// Of sin_port and sin6_port, sin_addr, sin6_addr.
+const PORT: u32 = 2;
+const ADDR4: u32 = 4;
+const ADDR6: u32 = 8;
+
+/// Where a connect goes, as the application wrote it.
+pub struct Destination {
+    /// IPv4 as IPv4-mapped; NAT64 not yet folded.
+    pub octets: [u8; 16],
+    pub port: u16,
+    pub family: u16,
+}
+
+/// The connecting socket.
+pub struct Source {
+    pub octets: [u8; 16],
+    pub port: u16,
+    pub sock_type: u16,
+    pub protocol: u16,
+}
+
+impl Source {
+    pub const UNKNOWN: Self = Self { octets: [0; 16], port: 0, sock_type: 0, protocol: 0 };
+}
+
+/// LSM `socket_connect`.
+#[inline(always)]
+pub fn lsm_connect(socket: Socket, address: Pointer, len: i32) -> Verdict {
+    match sockaddr(address, len, false) {
+        Ok(Some(to)) => judge(&to, Layer::LsmConnect, true, || source(&socket)),
+        Ok(None) => Verdict::Allow,
+        Err(Unreadable) => unreadable_address(),
+    }
+}
+
+/// LSM `socket_sendmsg`: a message with an address of its own, which no connect announced.
+#[inline(always)]
+pub fn lsm_sendmsg(socket: Socket, message: Message) -> Verdict {
+    match named(&socket, &message) {
+        Ok(Some((to, always))) => judge(&to, Layer::LsmSendmsg, always, || source(&socket)),
+        Ok(None) => Verdict::Allow,
+        Err(Unreadable) => unreadable_address(),
+    }
+}
+
+/// The message's destination, and whether the send is a connect (else it is reported only when refused: TCP
+/// ignores an address that comes without MSG_FASTOPEN).
+#[inline(always)]
+fn named(socket: &Socket, message: &Message) -> Result<Option<(Destination, bool)>, Unreadable> {
+    let name = message.name()?;
+    if name.is_null() {
+        return Ok(None);
+    }
+    // An IPv4 UDP or raw socket takes AF_UNSPEC for AF_INET here (udp_sendmsg, raw_sendmsg).
+    let unspec_is_inet = socket.sock()?.family()? == AF_INET;
+    let Some(to) = sockaddr(name, message.name_len()?, unspec_is_inet)? else { return Ok(None) };
+    let connects = socket.kind()? != SOCK_STREAM || message.flags()? & MSG_FASTOPEN != 0;
+    Ok(Some((to, connects)))
+}
+
+/// cgroup `connect4`/`connect6`/`sendmsg4`/`sendmsg6`: the kernel has checked the address already.
+#[inline(always)]
+pub fn cgroup(ctx: *const bpf_sock_addr, family: u16, layer: Layer) -> Verdict {
+    // SAFETY: the verifier knows the context's fields and checks each of these loads.
+    let (octets, port, sock_type, protocol) = unsafe {
+        let octets = if family == AF_INET {
+            Addr::from_v4((*ctx).user_ip4.to_ne_bytes()).octets()
+        } else {
+            let [a, b, c, d] = [
+                (&raw const (*ctx).user_ip6[0]).read_volatile(),
+                (&raw const (*ctx).user_ip6[1]).read_volatile(),
+                (&raw const (*ctx).user_ip6[2]).read_volatile(),
+                (&raw const (*ctx).user_ip6[3]).read_volatile(),
+            ];
+            words(a, b, c, d)
+        };
+        ((octets), u16::from_be((*ctx).user_port as u16), (*ctx).type_ as u16, (*ctx).protocol as u16)
+    };
+    let to = Destination { octets, port, family };
+    judge(&to, layer, true, || Ok(Source { octets: [0; 16], port: 0, sock_type, protocol }))
+}
+
+#[inline(always)]
+fn words(a: u32, b: u32, c: u32, d: u32) -> [u8; 16] {
+    let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
+    [
+        a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
+    ]
+}
+
+/// Looks up, decides, counts, reports.
+#[inline(always)]
+fn judge(
+    to: &Destination,
+    layer: Layer,
+    always_report: bool,
+    source: impl FnOnce() -> Result<Source, Unreadable>,
+) -> Verdict {
+    let Decision { verdict, rule } = look_up(to);
+    count(Counter::Connects);
+    match verdict {
+        Verdict::Allow => {}
+        Verdict::Deny => count(Counter::Denied),
+        Verdict::Audit => count(Counter::Audited),
+    }
+    if report::wanted(verdict, always_report) {
+        let from = source().unwrap_or_else(|Unreadable| {
+            count(Counter::FaultSocket);
+            Source::UNKNOWN
+        });
+        report::connect(to, &from, layer, verdict, rule);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn look_up(to: &Destination) -> Decision {
+    let key = Addr::from_v6(to.octets).octets();
+    // SAFETY: takes no argument.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    // SAFETY: the kernel replaces whole elements and keeps the old one until running programs have left.
+    let address = unsafe { ADDRESSES.get(key) };
+    let network = NETWORKS.get(&Key::new(128, key));
+    decide(address, network, now)
+}
+
+/// The one fail-open place of the connect path, counted and shown by `enforcer status`.
+#[inline(always)]
+fn unreadable_address() -> Verdict {
+    count(Counter::FaultAddress);
+    Verdict::Allow
+}
+
+/// The destination in a `struct sockaddr` of `len` bytes. `None`: not ours (another family), or so short that
+/// the kernel will refuse it.
+#[inline(always)]
+fn sockaddr(address: Pointer, len: i32, unspec_is_inet: bool) -> Result<Option<Destination>, Unreadable> {
+    if len < SOCKADDR_IN {
+        return Ok(None);
+    }
+    let family: u16 = read(address, 0)?;
+    let octets = if family == AF_INET || (family == AF_UNSPEC && unspec_is_inet) {
+        Addr::from_v4(read(address, ADDR4)?).octets()
+    } else if family == AF_INET6 && len >= SOCKADDR_IN6 {
+        read(address, ADDR6)?
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(Destination { octets, port: u16::from_be(read(address, PORT)?), family }))
+}
+
+#[inline(always)]
+fn source(socket: &Socket) -> Result<Source, Unreadable> {
+    let sock = socket.sock()?;
+    let octets = if sock.family()? == AF_INET6 {
+        sock.local_v6()?
+    } else {
+        match sock.local_v4()? {
+            [0, 0, 0, 0] => [0; 16],
+            v4 => Addr::from_v4(v4).octets(),
+        }
+    };
+    Ok(Source { octets, port: sock.local_port()?, sock_type: socket.kind()?, protocol: sock.protocol()? })
+}
+

@@ -1,0 +1,104 @@
+//! Entry points of the kernel side, one a hook:
+//!
+//! | hook | duty |
+//! |---|---|
+//! | LSM `socket_connect` | decide and report every connect |
+//! | LSM `socket_sendmsg` | the same for Fast Open and unconnected datagrams, which pass no connect |
+//! | cgroup `connect4/6`, `sendmsg4/6` | the same where the kernel has no BPF LSM |
+//! | cgroup_skb ingress | copy DNS answers to the ring; never drops a packet |
+
+#![no_std]
+#![no_main]
+
+mod connect;
+mod dns;
+mod kernel;
+mod maps;
+mod report;
+
+use aya_ebpf::{
+    macros::{cgroup_skb, cgroup_sock_addr, lsm},
+    programs::{LsmContext, SkBuffContext, SockAddrContext},
+};
+use enforcer_common::{
+    Verdict,
+    event::{AF_INET, AF_INET6, Layer},
+};
+use kernel::{Message, Pointer, Socket};
+
+/// int socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)
+#[lsm(hook = "socket_connect")]
+pub fn socket_connect(ctx: LsmContext) -> i32 {
+    let earlier: i32 = ctx.arg(3);
+    if earlier != 0 {
+        return earlier;
+    }
+    let address: *const core::ffi::c_void = ctx.arg(1);
+    lsm(connect::lsm_connect(Socket(ctx.arg::<Pointer>(0)), address, ctx.arg(2)))
+}
+
+/// int socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)
+#[lsm(hook = "socket_sendmsg")]
+pub fn socket_sendmsg(ctx: LsmContext) -> i32 {
+    let earlier: i32 = ctx.arg(3);
+    if earlier != 0 {
+        return earlier;
+    }
+    lsm(connect::lsm_sendmsg(Socket(ctx.arg::<Pointer>(0)), Message(ctx.arg::<Pointer>(1))))
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    cgroup(connect::cgroup(ctx.sock_addr, AF_INET, Layer::CgroupConnect))
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    cgroup(connect::cgroup(ctx.sock_addr, AF_INET6, Layer::CgroupConnect))
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    cgroup(connect::cgroup(ctx.sock_addr, AF_INET, Layer::CgroupSendmsg))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    cgroup(connect::cgroup(ctx.sock_addr, AF_INET6, Layer::CgroupSendmsg))
+}
+
+#[cgroup_skb(ingress)]
+pub fn dns_ingress(ctx: SkBuffContext) -> i32 {
+    dns::ingress(&ctx);
+    PASS
+}
+
+/// What an LSM program returns to refuse.
+const EPERM: i32 = 1;
+/// What a cgroup program returns to let pass; 0 refuses with EPERM.
+const PASS: i32 = 1;
+
+fn lsm(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Deny => -EPERM,
+        Verdict::Allow | Verdict::Audit => 0,
+    }
+}
+
+fn cgroup(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Deny => 0,
+        Verdict::Allow | Verdict::Audit => PASS,
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Unreachable: the verifier accepts no program that could come here.
+    loop {}
+}
+
+/// Of this object: the helpers it calls are open to GPL programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,370 @@
+//! The kernel side as the daemon handles it: load, attach, pin, and typed access to the maps.
+//!
+//! Links and maps are pinned, so that enforcement outlives the daemon; the next daemon reuses the maps and
+//! swaps the links without a moment in which none is attached.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Lsm};
+use aya::{Btf, Ebpf, EbpfLoader, Pod};
+use enforcer_common::counter::{COUNTERS, Counter};
+use enforcer_common::kernel::{Offsets, Settings};
+use enforcer_common::{Addr, Entry};
+
+use super::btf::{self, BtfError};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-ebpf"));
+
+/// Part of the pin directory's name: raised whenever a map's layout or meaning changes, so that a daemon never
+/// adopts maps that it would misread.
+const PIN_VERSION: &str = "v1";
+
+const ADDRESSES: &str = "ADDRESSES";
+const NETWORKS: &str = "NETWORKS";
+const RING: &str = "RING";
+const COUNTS: &str = "COUNTS";
+const MAPS: [&str; 4] = [ADDRESSES, NETWORKS, RING, COUNTS];
+
+/// Prefix of a link's pin; the rest is the program's name.
+const LINK: &str = "link_";
+/// Prefix of a link's pin while it waits to replace the one before it.
+const FRESH: &str = "fresh_";
+
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    #[error("cannot load the eBPF object: {0}")]
+    Object(#[from] aya::EbpfError),
+    #[error("the kernel refused the program `{program}`: {}", chain(.source))]
+    Program { program: &'static str, source: aya::programs::ProgramError },
+    #[error("program `{program}` cannot be pinned: {source}; enforcer needs Linux 5.11 or newer")]
+    Link { program: &'static str, source: aya::programs::links::LinkError },
+    #[error("the eBPF object lacks `{0}`: build it anew")]
+    Missing(&'static str),
+    #[error("map `{map}`: {source}")]
+    Map { map: &'static str, source: MapError },
+    #[error("the pinned map {0} has another shape than this version's: stop enforcer, remove the file, start again")]
+    Shape(PathBuf),
+    #[error("{what} {path}: {source}{hint}")]
+    Path { what: &'static str, path: PathBuf, source: std::io::Error, hint: &'static str },
+    #[error("cannot pin {path}: {source}; is a bpf file system mounted there? (mount -t bpf bpf /sys/fs/bpf)")]
+    Pin { path: PathBuf, source: aya::pin::PinError },
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+/// Which hooks refuse connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hooks {
+    Lsm,
+    Cgroup,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// A directory on a bpf file system.
+    pub pin: &'a Path,
+    /// The cgroup (v2) whose processes are watched.
+    pub cgroup: &'a Path,
+    pub hooks: Hooks,
+    /// `enforcer_common::kernel::REPORT_*`
+    pub report: u32,
+    /// False under lockdown=confidentiality.
+    pub read_kernel: bool,
+}
+
+/// A network as the trie wants it: IPv4 as IPv4-mapped, so its prefix is 96 longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Prefix {
+    pub addr: [u8; 16],
+    pub len: u8,
+}
+
+/// The loaded, attached and pinned kernel side.
+#[expect(missing_debug_implementations, reason = "aya's per-CPU array has none")]
+pub struct Kernel {
+    addresses: HashMap<MapData, [u8; 16], Wire<Entry>>,
+    networks: LpmTrie<MapData, [u8; 16], Wire<Entry>>,
+    counts: PerCpuArray<MapData, u64>,
+    pin: PathBuf,
+}
+
+/// A record of `enforcer-common` on its way through aya.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug)]
+struct Wire<T>(T);
+
+// SAFETY: `repr(C)`, explicit padding, valid for every bit pattern (asserted where they are defined).
+unsafe impl Pod for Wire<Entry> {}
+// SAFETY: as above.
+unsafe impl Pod for Wire<Offsets> {}
+// SAFETY: as above.
+unsafe impl Pod for Wire<Settings> {}
+
+impl Kernel {
+    /// Loads and attaches everything, taking over the pinned maps of a daemon before this one.
+    pub fn start(options: &Options<'_>) -> Result<(Self, Ring), BpfError> {
+        let pin = options.pin.join(PIN_VERSION);
+        create_pin_directory(&pin)?;
+        let mut ebpf = load(options, &pin)?;
+        let kernel = Self {
+            addresses: take(&mut ebpf, ADDRESSES)?,
+            networks: take(&mut ebpf, NETWORKS)?,
+            counts: take(&mut ebpf, COUNTS)?,
+            pin,
+        };
+        let ring = Ring(take(&mut ebpf, RING)?);
+        attach(&mut ebpf, options, &kernel.pin)?;
+        remove_other_versions(options.pin);
+        Ok((kernel, ring))
+    }
+
+    pub fn put_address(&mut self, addr: Addr, entry: Entry) -> Result<(), BpfError> {
+        self.addresses.insert(addr.octets(), Wire(entry), 0).map_err(|source| BpfError::Map { map: ADDRESSES, source })
+    }
+
+    pub fn remove_address(&mut self, addr: Addr) -> Result<(), BpfError> {
+        gone(ADDRESSES, self.addresses.remove(&addr.octets()))
+    }
+
+    /// Every entry; what cannot be read is an error, not an absence.
+    pub fn addresses(&self) -> Result<Vec<(Addr, Entry)>, BpfError> {
+        let read = |item: Result<([u8; 16], Wire<Entry>), MapError>| {
+            item.map(|(key, Wire(entry))| (Addr::from_v6(key), entry))
+                .map_err(|source| BpfError::Map { map: ADDRESSES, source })
+        };
+        self.addresses.iter().map(read).collect()
+    }
+
+    pub fn put_network(&mut self, prefix: Prefix, entry: Entry) -> Result<(), BpfError> {
+        self.networks
+            .insert(&Key::new(prefix.len.into(), prefix.addr), Wire(entry), 0)
+            .map_err(|source| BpfError::Map { map: NETWORKS, source })
+    }
+
+    pub fn remove_network(&mut self, prefix: Prefix) -> Result<(), BpfError> {
+        gone(NETWORKS, self.networks.remove(&Key::new(prefix.len.into(), prefix.addr)))
+    }
+
+    pub fn networks(&self) -> Result<Vec<(Prefix, Entry)>, BpfError> {
+        let read = |item: Result<(Key<[u8; 16]>, Wire<Entry>), MapError>| {
+            item.map(|(key, Wire(entry))| (Prefix { addr: key.data(), len: key.prefix_len() as u8 }, entry))
+                .map_err(|source| BpfError::Map { map: NETWORKS, source })
+        };
+        self.networks.iter().map(read).collect()
+    }
+
+    pub fn count(&self, counter: Counter) -> Result<u64, BpfError> {
+        debug_assert!((counter as u32) < COUNTERS);
+        let per_cpu =
+            self.counts.get(&(counter as u32), 0).map_err(|source| BpfError::Map { map: COUNTS, source })?;
+        Ok(per_cpu.iter().sum())
+    }
+
+    /// Detaches everything and forgets what was pinned: nothing is enforced afterwards.
+    pub fn release(self) -> Result<(), BpfError> {
+        let entries = fs::read_dir(&self.pin).map_err(|source| path_error("cannot read", &self.pin, source))?;
+        for entry in entries.flatten() {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(|source| path_error("cannot remove", &path, source))?;
+        }
+        fs::remove_dir(&self.pin).map_err(|source| path_error("cannot remove", &self.pin, source))?;
+        // The parent stays if the administrator pinned something of his own there.
+        let _ = self.pin.parent().map(fs::remove_dir);
+        Ok(())
+    }
+}
+
+/// The ring of events and answers.
+#[expect(missing_debug_implementations, reason = "aya's ring buffer has none")]
+pub struct Ring(RingBuf<MapData>);
+
+impl Ring {
+    /// Hands the next record to `read`. `None`: the ring is empty.
+    pub fn next<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        self.0.next().map(|record| read(&record))
+    }
+}
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
+    let offsets = Wire(if options.read_kernel { btf::offsets()? } else { Offsets::default() });
+    let settings = Wire(Settings { read_kernel: options.read_kernel.into(), report: options.report });
+    let paths = MAPS.map(|map| (map, pin.join(map)));
+    let mut loader = EbpfLoader::new();
+    loader.override_global("OFFSETS", &offsets, true).override_global("SETTINGS", &settings, true);
+    for (map, path) in &paths {
+        loader.map_pin_path(map, path.as_path());
+    }
+    let ebpf = loader.load(OBJECT)?;
+    for (name, path) in &paths {
+        check_shape(&ebpf, name, path)?;
+    }
+    Ok(ebpf)
+}
+
+/// aya takes any pinned map of that name; one of another shape would be misread.
+fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfError> {
+    let entry = size_of::<Entry>() as u32;
+    let (want_key, want_value) = match name {
+        ADDRESSES => (16, entry),
+        NETWORKS => (20, entry),
+        COUNTS => (4, 8),
+        _ => (0, 0),
+    };
+    let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
+    let data = match map {
+        Map::HashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => data,
+        _ => return Err(BpfError::Shape(path.to_owned())),
+    };
+    let info = data.info().map_err(|source| BpfError::Map { map: name, source })?;
+    if (info.key_size(), info.value_size()) == (want_key, want_value) {
+        Ok(())
+    } else {
+        Err(BpfError::Shape(path.to_owned()))
+    }
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, BpfError> {
+    let map = ebpf.take_map(name).ok_or(BpfError::Missing(name))?;
+    T::try_from(map).map_err(|source| BpfError::Map { map: name, source })
+}
+
+const LSM_PROGRAMS: [&str; 2] = ["socket_connect", "socket_sendmsg"];
+const CGROUP_PROGRAMS: [&str; 4] = ["connect4", "connect6", "sendmsg4", "sendmsg6"];
+const DNS_PROGRAM: &str = "dns_ingress";
+
+/// Attaches the new programs beside the old ones, lets each take its predecessor's place, then drops what this
+/// configuration no longer uses.
+fn attach(ebpf: &mut Ebpf, options: &Options<'_>, pin: &Path) -> Result<(), BpfError> {
+    let cgroup = fs::File::open(options.cgroup)
+        .map_err(|source| path_error("cannot open the cgroup", options.cgroup, source))?;
+    // Answers first: what is learnt early is only denied earlier.
+    let mut links = vec![(DNS_PROGRAM, cgroup_skb(ebpf, &cgroup)?)];
+    match options.hooks {
+        Hooks::Lsm => {
+            let btf = Btf::from_sys_fs().map_err(|error| BpfError::Object(error.into()))?;
+            for program in LSM_PROGRAMS {
+                links.push((program, lsm(ebpf, program, &btf)?));
+            }
+        }
+        Hooks::Cgroup => {
+            for program in CGROUP_PROGRAMS {
+                links.push((program, cgroup_sock_addr(ebpf, program, &cgroup)?));
+            }
+        }
+    }
+    let mut kept = Vec::new();
+    for (program, link) in links {
+        kept.push(replace_link(pin, program, link)?);
+    }
+    remove_links_except(pin, &kept)
+}
+
+fn lsm(ebpf: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<FdLink, BpfError> {
+    let failed = |source| BpfError::Program { program: name, source };
+    let program: &mut Lsm = program(ebpf, name)?.try_into().map_err(failed)?;
+    program.load(name, btf).map_err(failed)?;
+    let link = program.attach().map_err(failed)?;
+    Ok(program.take_link(link).map_err(failed)?.into())
+}
+
+fn cgroup_sock_addr(ebpf: &mut Ebpf, name: &'static str, cgroup: impl AsFd) -> Result<FdLink, BpfError> {
+    let failed = |source| BpfError::Program { program: name, source };
+    let program: &mut CgroupSockAddr = program(ebpf, name)?.try_into().map_err(failed)?;
+    program.load().map_err(failed)?;
+    let link = program.attach(cgroup, CgroupAttachMode::Single).map_err(failed)?;
+    let link = program.take_link(link).map_err(failed)?;
+    link.try_into().map_err(|source| BpfError::Link { program: name, source })
+}
+
+fn cgroup_skb(ebpf: &mut Ebpf, cgroup: impl AsFd) -> Result<FdLink, BpfError> {
+    let failed = |source| BpfError::Program { program: DNS_PROGRAM, source };
+    let program: &mut CgroupSkb = program(ebpf, DNS_PROGRAM)?.try_into().map_err(failed)?;
+    program.load().map_err(failed)?;
+    // Single is what link creation takes; links of several owners still coexist.
+    let link = program.attach(cgroup, CgroupSkbAttachType::Ingress, CgroupAttachMode::Single).map_err(failed)?;
+    let link = program.take_link(link).map_err(failed)?;
+    link.try_into().map_err(|source| BpfError::Link { program: DNS_PROGRAM, source })
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut aya::programs::Program, BpfError> {
+    ebpf.program_mut(name).ok_or(BpfError::Missing(name))
+}
+
+/// Pins `link` in the place of its predecessor, which is detached by that. Links of LSM programs cannot be
+/// updated in place, but a rename on the bpf file system swaps them at once.
+fn replace_link(pin: &Path, program: &str, link: FdLink) -> Result<PathBuf, BpfError> {
+    let path = pin.join(format!("{LINK}{program}"));
+    let fresh = pin.join(format!("{FRESH}{program}"));
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(path_error("cannot remove", &fresh, error));
+        }
+        _ => {}
+    }
+    link.pin(&fresh).map_err(|source| BpfError::Pin { path: fresh.clone(), source })?;
+    fs::rename(&fresh, &path).map_err(|source| path_error("cannot rename", &fresh, source))?;
+    Ok(path)
+}
+
+fn remove_links_except(pin: &Path, kept: &[PathBuf]) -> Result<(), BpfError> {
+    for entry in fs::read_dir(pin).map_err(|source| path_error("cannot read", pin, source))?.flatten() {
+        let is_link = entry.file_name().to_string_lossy().starts_with(LINK);
+        if is_link && !kept.contains(&entry.path()) {
+            fs::remove_file(entry.path()).map_err(|source| path_error("cannot remove", &entry.path(), source))?;
+        }
+    }
+    Ok(())
+}
+
+fn create_pin_directory(pin: &Path) -> Result<(), BpfError> {
+    fs::create_dir_all(pin).map_err(|source| BpfError::Path {
+        what: "cannot create",
+        path: pin.to_owned(),
+        source,
+        hint: "; is a bpf file system mounted there? (mount -t bpf bpf /sys/fs/bpf)",
+    })
+}
+
+/// What a version with other maps left: only now, when this one enforces.
+fn remove_other_versions(base: &Path) {
+    let Ok(entries) = fs::read_dir(base) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_name() != PIN_VERSION) {
+        if let Err(error) = fs::remove_dir_all(entry.path()) {
+            tracing::warn!(path = %entry.path().display(), %error, "cannot remove another version's pins");
+        }
+    }
+}
+
+fn gone(map: &'static str, result: Result<(), MapError>) -> Result<(), BpfError> {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(BpfError::Map { map, source }),
+    }
+}
+
+fn path_error(what: &'static str, path: &Path, source: std::io::Error) -> BpfError {
+    BpfError::Path { what, path: path.to_owned(), source, hint: "" }
+}

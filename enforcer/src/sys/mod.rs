@@ -1,0 +1,4 @@
+//! The world: kernel, files, sockets, clocks. `engine` knows none of it.
+
+pub mod bpf;
+pub mod btf;
