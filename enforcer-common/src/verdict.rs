@@ -14,6 +14,8 @@ pub const FOREVER: BootNanos = u64::MAX;
 /// The parser refuses two rules whose names give the same id. 0 is no rule.
 pub type RuleId = u32;
 pub const NO_RULE: RuleId = 0;
+/// The rule of the daemon's self-test: refused like any other, neither counted nor reported.
+pub const CANARY_RULE: RuleId = RuleId::MAX;
 
 /// What to do with a connect.
 #[repr(u8)]

@@ -2,3 +2,6 @@
 
 pub mod bpf;
 pub mod btf;
+pub mod canary;
+pub mod host;
+pub mod process;
