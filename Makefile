@@ -1,0 +1,39 @@
+# enforcer: the commands that people type. `make help` lists them.
+
+KERNELS ?= 6.1 6.12
+TEST ?=
+export PATH := $(CURDIR)/.lab/tools/bin:$(HOME)/.cargo/bin:$(PATH)
+
+.PHONY: help setup build test unit vm fuzz demo lint clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## install what a fresh Debian 12 lacks (nothing, if nothing is lacking)
+	@scripts/setup
+
+build: setup ## compile the eBPF object and embed it in target/release/enforcer
+	cargo build --locked --release -p enforcer
+
+test: setup ## run every test: unit, property, fuzz, and in VMs with a real kernel LSM
+	@scripts/test
+
+unit: setup ## run the unit and property tests only
+	cargo test --locked --workspace
+
+vm: build ## run the kernel tests in VMs: make vm KERNELS="6.1 6.12 7.1" TEST=fast_open
+	@tests/vm/lab run --kernels "$(KERNELS)" $(TEST)
+
+fuzz: setup ## fuzz every parser: make fuzz SECONDS=600
+	@tests/fuzz/run $(or $(SECONDS),60)
+
+demo: build ## watch it work in a full Debian VM
+	@tests/vm/lab demo
+
+lint: ## formatting, clippy, licences and advisories
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo "cargo-deny is not installed: not checked"; fi
+
+clean: ## remove everything that was built or downloaded
+	rm -rf target enforcer-ebpf/target .lab dist

@@ -1,0 +1,292 @@
+//! Joins the engine to the world: one loop takes an input, asks the engine, carries out the effects.
+
+mod installer;
+mod policies;
+mod report;
+mod start;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use enforcer_common::counter::Counter;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{error, info, warn};
+
+use crate::config::{Config, OnStop};
+use crate::engine::record::Event;
+use crate::engine::state::State;
+use crate::sys::bpf::Ring;
+use crate::sys::canary::{self, Canary};
+use crate::sys::control::{self, Query};
+use crate::sys::process::Processes;
+use crate::sys::ring::Record;
+use crate::sys::sink::Sinks;
+use crate::sys::{clock, host, policy_dir};
+
+use installer::Installer;
+use policies::Policies;
+use start::Started;
+
+/// Records handled before the loop looks at its other inputs.
+const BATCH: usize = 512;
+const TICK: Duration = Duration::from_millis(500);
+/// Ticks between two looks at the host's own addresses, and between two canaries.
+const HOST_TICKS: u64 = 10;
+const CANARY_TICKS: u64 = 60;
+/// Events that a follower of the control socket may lag behind.
+const FOLLOW: usize = 8192;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error("{0}")]
+    Start(String),
+    #[error(transparent)]
+    Bpf(#[from] crate::sys::bpf::BpfError),
+    #[error(transparent)]
+    Control(#[from] control::BindError),
+    #[error("cannot watch the policy directory: {0}")]
+    Watch(std::io::Error),
+    #[error("{what}: {source}")]
+    Io { what: &'static str, source: std::io::Error },
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(config: Config) -> Result<ExitCode, DaemonError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| DaemonError::Io { what: "cannot start the runtime", source })?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
+    // First of all: it also finds out whether another daemon runs.
+    let listener = control::bind(&config.socket)?;
+    let sinks = Sinks::start(&config.sinks_or_default(crate::sys::log::connected_to_journal()))
+        .map_err(DaemonError::Start)?;
+    let changes = policy_dir::watch(&config.policies).map_err(DaemonError::Watch)?;
+    let Started { kernel, ring, enforcement, cgroup } = start::start(&config)?;
+    let ring = AsyncFd::new(ring).map_err(|source| DaemonError::Io { what: "cannot wait for the ring", source })?;
+
+    let (queries, requests) = mpsc::channel(16);
+    let (followers, _) = broadcast::channel(FOLLOW);
+    let (stop, stopped) = watch::channel(());
+    let control = tokio::spawn(control::serve(listener, queries, followers.clone(), gone(stopped)));
+
+    let mut daemon = Daemon {
+        state: start::state(&config)?,
+        installer: Installer::new(kernel)?,
+        policies: Policies::new(config.policies.clone()),
+        processes: Processes::new(cgroup),
+        sinks,
+        followers,
+        enforcement,
+        started: clock::boot_ns(),
+        canary_at: clock::boot_ns(),
+        losses: Losses::default(),
+        ticks: 0,
+        events: 0,
+        config,
+    };
+    daemon.begin();
+    daemon.run(ring, changes, requests).await?;
+    drop(stop);
+    let _ = control.await;
+    daemon.end()
+}
+
+/// Ends when the other side of the channel is dropped.
+async fn gone(mut stopped: watch::Receiver<()>) {
+    while stopped.changed().await.is_ok() {}
+}
+
+/// Records that the kernel could not hand over, as already told in a gap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Losses {
+    events: u64,
+    answers: u64,
+}
+
+struct Daemon {
+    config: Config,
+    state: State,
+    installer: Installer,
+    policies: Policies,
+    processes: Processes,
+    sinks: Sinks,
+    followers: broadcast::Sender<Arc<Event>>,
+    enforcement: start::Enforcement,
+    started: u64,
+    canary_at: u64,
+    losses: Losses,
+    ticks: u64,
+    events: u64,
+}
+
+impl Daemon {
+    /// Takes over what is pinned, loads the policies, tells systemd.
+    fn begin(&mut self) {
+        match self.installer.adopted() {
+            Ok(entries) => self.state.adopt(entries),
+            Err(error) => error!(%error, "cannot read the address map of the daemon before this one"),
+        }
+        self.losses = self.read_losses();
+        self.reload("start");
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        self.tell_systemd();
+    }
+
+    async fn run(
+        &mut self,
+        mut ring: AsyncFd<Ring>,
+        mut changes: mpsc::Receiver<()>,
+        mut requests: mpsc::Receiver<Query>,
+    ) -> Result<(), DaemonError> {
+        let signals = |kind| signal(kind).map_err(|source| DaemonError::Io { what: "cannot catch signals", source });
+        let (mut term, mut int) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+        let mut hup = signals(SignalKind::hangup())?;
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = term.recv() => return Ok(()),
+                _ = int.recv() => return Ok(()),
+                _ = hup.recv() => {
+                    self.sinks.reopen();
+                    self.reload("SIGHUP");
+                }
+                Some(()) = changes.recv() => self.reload("change"),
+                Some((request, reply)) = requests.recv() => self.answer(request, reply),
+                _ = ticks.tick() => self.tick(),
+                ready = ring.readable_mut() => {
+                    let mut ready = ready.map_err(|source| DaemonError::Io { what: "cannot wait for the ring", source })?;
+                    if self.drain(ready.get_inner_mut()) {
+                        ready.clear_ready();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Handles a batch of records. True: the ring is empty.
+    fn drain(&mut self, ring: &mut Ring) -> bool {
+        for _ in 0..BATCH {
+            let Some(()) = ring.next(|bytes| self.record(bytes)) else {
+                self.tell_losses();
+                return true;
+            };
+        }
+        self.tell_losses();
+        false
+    }
+
+    fn record(&mut self, bytes: &[u8]) {
+        match Record::parse(bytes) {
+            Some(Record::Answer(header, payload)) => {
+                let steps = self.state.answer(&header, payload);
+                self.installer.apply(steps, &mut self.state);
+            }
+            Some(Record::Connect(record)) => {
+                let facts = self.processes.facts(record.pid, record.process_start, record.cgroup);
+                let event = self.state.connect(&record, facts, clock::wall_time(record.time));
+                self.emit(event);
+            }
+            None => error!(bytes = bytes.len(), "a record of the ring cannot be read: kernel and daemon disagree"),
+        }
+    }
+
+    fn emit(&mut self, event: Event) {
+        self.events += 1;
+        let event = Arc::new(event);
+        self.sinks.send(Arc::clone(&event));
+        // Nobody follows: that is no loss.
+        let _ = self.followers.send(event);
+    }
+
+    /// Puts a gap into the stream where records were lost.
+    fn tell_losses(&mut self) {
+        let now = self.read_losses();
+        if now != self.losses {
+            let lost_events = now.events.saturating_sub(self.losses.events);
+            let lost_answers = now.answers.saturating_sub(self.losses.answers);
+            self.losses = now;
+            self.emit(self.state.gap(clock::wall_time(clock::boot_ns()), lost_events, lost_answers));
+        }
+    }
+
+    fn read_losses(&self) -> Losses {
+        let count = |counter| self.installer.count(counter);
+        Losses { events: count(Counter::LostEvents), answers: count(Counter::LostAnswers) }
+    }
+
+    fn reload(&mut self, why: &str) {
+        let Some(compiled) = self.policies.load(why) else { return };
+        // Networks first: they need no answer, and what both sets share is never taken away.
+        let old = self.installer.put_networks(compiled.networks());
+        let steps = self.state.set_policy(compiled, clock::boot_ns());
+        self.installer.apply(steps, &mut self.state);
+        self.installer.remove_networks(old);
+    }
+
+    fn tick(&mut self) {
+        self.ticks += 1;
+        let now = clock::boot_ns();
+        if self.ticks.is_multiple_of(HOST_TICKS) {
+            match host::protected() {
+                Ok(host) => {
+                    let steps = self.state.set_host(host, now);
+                    self.installer.apply(steps, &mut self.state);
+                }
+                Err(error) => warn!(%error, "cannot read the host's own addresses; the last known ones stay protected"),
+            }
+        }
+        let steps = self.state.tick(now);
+        self.installer.apply(steps, &mut self.state);
+        self.tell_losses();
+        if self.ticks.is_multiple_of(CANARY_TICKS) {
+            self.release_canary(now);
+        }
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+
+    fn release_canary(&mut self, now: u64) {
+        let outcome = canary::release_and_watch(self.installer.kernel(), now);
+        self.canary_at = now;
+        if outcome != self.enforcement.canary {
+            match &outcome {
+                Canary::Refused => info!("the canary is refused again: denied addresses are denied"),
+                broken => error!("the canary was {broken}: denied addresses are NOT denied"),
+            }
+            self.enforcement.canary = outcome;
+            self.tell_systemd();
+        }
+    }
+
+    fn tell_systemd(&self) {
+        let line = report::headline(&self.enforcement, self.policies.status().error.is_some());
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&line)]);
+    }
+
+    fn answer(&self, request: crate::api::Request, reply: oneshot::Sender<crate::api::Reply>) {
+        // A client that left does not want its answer any more.
+        let _ = reply.send(report::reply(self, request));
+    }
+
+    fn end(self) -> Result<ExitCode, DaemonError> {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        match self.config.on_stop {
+            OnStop::Release => {
+                self.installer.release()?;
+                info!("stopped: nothing is enforced any more");
+            }
+            OnStop::Keep => info!("stopped: what was denied stays denied (on_stop = \"keep\")"),
+        }
+        self.sinks.flush(Duration::from_secs(2));
+        let _ = std::fs::remove_file(&self.config.socket);
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,74 @@
+//! From the policy directory to compiled rules: all or nothing.
+
+use std::path::PathBuf;
+
+use tracing::{error, info, warn};
+
+use crate::api::PolicyStatus;
+use crate::engine::compile::Compiled;
+use crate::engine::policy::{self, Diagnostic};
+use crate::sys::{clock, policy_dir};
+
+pub(super) struct Policies {
+    directory: PathBuf,
+    status: PolicyStatus,
+    loaded_at: u64,
+}
+
+impl Policies {
+    pub(super) fn new(directory: PathBuf) -> Self {
+        let status = PolicyStatus { directory: directory.display().to_string(), ..PolicyStatus::default() };
+        Self { directory, status, loaded_at: clock::boot_ns() }
+    }
+
+    /// The rules of the directory as it is now. `None`: something is wrong with them, which is logged and kept
+    /// for `status`; the rules in force stay.
+    pub(super) fn load(&mut self, why: &str) -> Option<Compiled> {
+        match read(&self.directory) {
+            Ok((compiled, files, warnings)) => {
+                for warning in warnings {
+                    warn!("{warning}");
+                }
+                let counts = compiled.counts();
+                self.status.files = files;
+                self.status.rules = counts.rules;
+                self.status.patterns = counts.patterns;
+                self.status.networks = counts.networks;
+                self.status.loads += 1;
+                self.status.error = None;
+                self.loaded_at = clock::boot_ns();
+                info!(why, files, rules = counts.rules, patterns = counts.patterns, "policies loaded");
+                Some(compiled)
+            }
+            Err(report) => {
+                let consequence = match self.status.loads {
+                    0 => "no rule of these files is in force",
+                    _ => "the rules loaded before stay in force",
+                };
+                error!(why, "the policies have errors; {consequence}:\n{report}");
+                self.status.failed_loads += 1;
+                self.status.error = Some(report);
+                None
+            }
+        }
+    }
+
+    pub(super) fn status(&self) -> PolicyStatus {
+        let age = clock::boot_ns().saturating_sub(self.loaded_at) / 1_000_000_000;
+        PolicyStatus { loaded_seconds_ago: age, ..self.status.clone() }
+    }
+}
+
+type Loaded = (Compiled, usize, Vec<Diagnostic>);
+
+fn read(directory: &std::path::Path) -> Result<Loaded, String> {
+    let sources = policy_dir::read(directory).map_err(|problems| lines(&problems))?;
+    let parsed = policy::parse(&sources).map_err(|errors| lines(&errors))?;
+    let compiled = Compiled::new(&parsed.set).map_err(|errors| lines(&errors))?;
+    Ok((compiled, sources.len(), parsed.warnings))
+}
+
+fn lines(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+

@@ -1,0 +1,175 @@
+//! Answers to the control socket.
+
+use enforcer_common::counter::Counter;
+use enforcer_common::limits::ADDRESSES;
+use enforcer_common::verdict::FOREVER;
+use enforcer_common::{Entry, RuleId, Verdict, decide};
+
+use super::Daemon;
+use super::start::Enforcement;
+use crate::api::{self, Counters, Denied, DnsStatus, MapStatus, Reply, Request, Status};
+use crate::engine::compile::Network;
+use crate::engine::state::Claimed;
+use crate::sys::bpf::Hooks;
+use crate::sys::canary::Canary;
+use crate::sys::clock;
+
+const SECOND: u64 = 1_000_000_000;
+
+pub(super) fn reply(daemon: &Daemon, request: Request) -> Reply {
+    match request {
+        Request::Status => Reply::Status(Box::new(status(daemon))),
+        Request::Denied => Reply::Denied(denied(daemon)),
+        Request::Events => Reply::Error("events are streamed, not asked for".into()),
+    }
+}
+
+/// What is enforced, in one line.
+pub(super) fn headline(enforcement: &Enforcement, policy_error: bool) -> String {
+    let layer = layer(enforcement.hooks);
+    match (&enforcement.canary, policy_error) {
+        (Canary::Refused, false) => format!("enforcing by {layer}"),
+        (Canary::Refused, true) => format!("enforcing by {layer}; the newest policies have errors"),
+        (broken, _) => format!("NOT ENFORCING: the canary was {broken}"),
+    }
+}
+
+fn layer(hooks: Hooks) -> &'static str {
+    match hooks {
+        Hooks::Lsm => "lsm",
+        Hooks::Cgroup => "cgroup",
+    }
+}
+
+fn status(daemon: &Daemon) -> Status {
+    let now = clock::boot_ns();
+    let age = |since: u64| now.saturating_sub(since) / SECOND;
+    let enforcement = &daemon.enforcement;
+    let mut status = Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        uptime_seconds: age(daemon.started),
+        kernel: enforcement.kernel.clone(),
+        enforcement: api::Enforcement {
+            active: enforcement.canary == Canary::Refused,
+            layer: layer(enforcement.hooks).into(),
+            reason: enforcement.reason.clone(),
+            canary: enforcement.canary.to_string(),
+            canary_age_seconds: age(daemon.canary_at),
+        },
+        policy: daemon.policies.status(),
+        counters: counters(daemon),
+        dns: dns(daemon),
+        map: MapStatus {
+            addresses: daemon.state.planner().len(),
+            capacity: ADDRESSES as usize,
+            failed_inserts: daemon.installer.failed_inserts,
+            adopted: daemon.installer.adopted,
+        },
+        sinks: daemon.sinks.status(),
+        warnings: Vec::new(),
+    };
+    status.warnings = warnings(&status, &enforcement.problems);
+    status
+}
+
+fn counters(daemon: &Daemon) -> Counters {
+    let count = |counter| daemon.installer.count(counter);
+    Counters {
+        connects: count(Counter::Connects),
+        denied: count(Counter::Denied),
+        audited: count(Counter::Audited),
+        lost_events: count(Counter::LostEvents),
+        lost_answers: count(Counter::LostAnswers),
+        faults: count(Counter::FaultAddress),
+        events: daemon.events,
+    }
+}
+
+fn dns(daemon: &Daemon) -> DnsStatus {
+    let counts = daemon.state.dns_counts();
+    let table = daemon.state.table();
+    DnsStatus {
+        answers: counts.answers,
+        unparsed: counts.unparsed,
+        truncated: counts.truncated,
+        streams_lost: daemon.state.streams_lost(),
+        bindings: table.len(),
+        capacity: enforcer_common::limits::TABLE_BINDINGS,
+        evicted: table.evicted(),
+        refused_bindings: counts.refused,
+    }
+}
+
+/// Everything that opens a hole, in words.
+fn warnings(status: &Status, problems: &[String]) -> Vec<String> {
+    let mut warnings = problems.to_vec();
+    let mut warn = |when: bool, text: String| warnings.extend(when.then_some(text));
+    let Status { counters, dns, map, .. } = status;
+    warn(
+        counters.lost_answers > 0,
+        format!(
+            "{} DNS answers were lost because the ring was full: their addresses are not denied. \
+             Lower the volume with events = \"denied\"",
+            counters.lost_answers
+        ),
+    );
+    warn(
+        counters.lost_events > 0,
+        format!("{} events were lost because the ring was full. Verdicts are not affected", counters.lost_events),
+    );
+    warn(
+        map.failed_inserts > 0,
+        format!(
+            "{} times an address could not be denied ({} of {} places are taken). Remove patterns that match much",
+            map.failed_inserts, map.addresses, map.capacity
+        ),
+    );
+    warn(counters.faults > 0, format!("{} connects passed because their address could not be read", counters.faults));
+    warn(
+        dns.streams_lost > 0,
+        format!("{} pieces of DNS over TCP were lost: their addresses may not be denied", dns.streams_lost),
+    );
+    warnings
+}
+
+fn denied(daemon: &Daemon) -> Vec<Denied> {
+    let now = clock::boot_ns();
+    let rule_name = |rule: RuleId| {
+        let name = daemon.state.compiled().rule_name(rule);
+        name.map_or_else(|| format!("unknown rule {rule:08x}"), str::to_owned)
+    };
+    let address = |claimed: Claimed| {
+        let ip = std::net::Ipv6Addr::from(claimed.addr.octets()).to_canonical();
+        Denied {
+            address: ip.to_string(),
+            ip: Some(ip),
+            names: claimed.names.iter().map(ToString::to_string).collect(),
+            rule: rule_name(claimed.rule),
+            verdict: verdict(claimed.verdict).into(),
+            expires_in_seconds: Some(claimed.until.saturating_sub(now) / SECOND),
+        }
+    };
+    let mut networks: Vec<(&Network, &Entry)> = daemon.installer.networks().iter().collect();
+    networks.sort_by_key(|(network, _)| **network);
+    let network = |(network, entry): (&Network, &Entry)| {
+        let decision = decide(None, Some(entry), FOREVER - 1);
+        (decision.verdict != Verdict::Allow).then(|| Denied {
+            address: network.to_string(),
+            ip: None,
+            names: Vec::new(),
+            rule: rule_name(decision.rule),
+            verdict: verdict(decision.verdict).into(),
+            expires_in_seconds: None,
+        })
+    };
+    networks.into_iter().filter_map(network).chain(daemon.state.claimed(now).into_iter().map(address)).collect()
+}
+
+fn verdict(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Allow => "allow",
+        Verdict::Deny => "deny",
+        Verdict::Audit => "audit",
+    }
+}

@@ -1,0 +1,149 @@
+//! Start: what this kernel can do, which hooks to use, and whether they really refuse.
+
+use std::path::PathBuf;
+
+use enforcer_common::kernel::{REPORT_ALL, REPORT_DENIED, REPORT_NONE};
+use tracing::{error, info, warn};
+
+use super::DaemonError;
+use crate::config::{Config, EventVolume, LayerChoice};
+use crate::engine::compile::Network;
+use crate::engine::dns::table::TableConfig;
+use crate::engine::state::{NeverDeny, State};
+use crate::sys::bpf::{Hooks, Kernel, Options, Ring};
+use crate::sys::canary::{self, Canary};
+use crate::sys::preflight::Preflight;
+use crate::sys::{clock, host};
+
+pub(super) struct Started {
+    pub(super) kernel: Kernel,
+    pub(super) ring: Ring,
+    pub(super) enforcement: Enforcement,
+    /// Where cgroup2 is mounted.
+    pub(super) cgroup: PathBuf,
+}
+
+/// What is enforced, as far as we know.
+#[derive(Clone, Debug)]
+pub(super) struct Enforcement {
+    pub(super) kernel: String,
+    pub(super) hooks: Hooks,
+    /// Why not by LSM.
+    pub(super) reason: Option<String>,
+    pub(super) canary: Canary,
+    /// What preflight found lacking.
+    pub(super) problems: Vec<String>,
+}
+
+/// Loads and attaches what this kernel supports, and lets the canary prove it.
+pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
+    let preflight = Preflight::read("/".as_ref());
+    let problems = preflight.problems();
+    if problems.iter().any(|problem| problem.fatal) {
+        let text: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        return Err(DaemonError::Start(text.join("\n")));
+    }
+    let mount = preflight
+        .cgroup2()
+        .ok_or_else(|| DaemonError::Start("no cgroup2 mount: mount -t cgroup2 none /sys/fs/cgroup".into()))?;
+    let (hooks, mut reason) = choose(config, &preflight)?;
+    let mut attempt = attach(config, &preflight, hooks, &mount)?;
+    if let (Hooks::Lsm, Canary::Alive(how)) = (hooks, &attempt.2) {
+        let why = format!("the LSM hooks are attached but the canary was not refused ({how})");
+        if config.require_lsm || config.layer == LayerChoice::Lsm {
+            attempt.0.release()?;
+            return Err(DaemonError::Start(format!("{why}, and the configuration requires LSM")));
+        }
+        reason = Some(why);
+        attempt = attach(config, &preflight, Hooks::Cgroup, &mount)?;
+    }
+    let (kernel, ring, canary, hooks) = attempt;
+    for problem in &problems {
+        warn!("{problem}");
+    }
+    let problems = problems.iter().map(ToString::to_string).collect();
+    let enforcement = Enforcement { kernel: preflight.kernel, hooks, reason, canary, problems };
+    announce(&enforcement);
+    Ok(Started { kernel, ring, enforcement, cgroup: mount })
+}
+
+/// The engine's state before the first policy.
+pub(super) fn state(config: &Config) -> Result<State, DaemonError> {
+    let nanos = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    let host = host::protected()
+        .map_err(|source| DaemonError::Io { what: "cannot read the host's own addresses", source })?;
+    let never = NeverDeny { networks: config.never_deny.iter().copied().map(Network::from).collect(), host };
+    let table = TableConfig {
+        ttl_floor: nanos(config.ttl_floor),
+        ttl_cap: nanos(config.ttl_cap),
+        capacity: enforcer_common::limits::TABLE_BINDINGS,
+    };
+    Ok(State::new(table, never))
+}
+
+type Attempt = (Kernel, Ring, Canary, Hooks);
+
+fn attach(
+    config: &Config,
+    preflight: &Preflight,
+    hooks: Hooks,
+    mount: &std::path::Path,
+) -> Result<Attempt, DaemonError> {
+    let options = Options {
+        pin: &config.pin,
+        cgroup: config.cgroup.as_deref().unwrap_or(mount),
+        hooks,
+        report: match config.events {
+            EventVolume::All => REPORT_ALL,
+            EventVolume::Denied => REPORT_DENIED,
+            EventVolume::None => REPORT_NONE,
+        },
+        read_kernel: !confidential(preflight),
+    };
+    let (mut kernel, ring) = Kernel::start(&options)?;
+    let canary = canary::release_and_watch(&mut kernel, clock::boot_ns());
+    Ok((kernel, ring, canary, hooks))
+}
+
+/// The hooks to use, and why not LSM.
+fn choose(config: &Config, preflight: &Preflight) -> Result<(Hooks, Option<String>), DaemonError> {
+    let obstacle = if confidential(preflight) {
+        Some("the kernel is locked down (confidentiality), where LSM programs cannot read addresses".to_owned())
+    } else if preflight.lsm.is_some() && !preflight.lsm_bpf_active() {
+        Some("`bpf` is not in the kernel's list of active LSMs".to_owned())
+    } else {
+        None
+    };
+    match (config.layer, obstacle) {
+        (LayerChoice::Cgroup, _) if !config.require_lsm => {
+            Ok((Hooks::Cgroup, Some("enforcer.toml says layer = \"cgroup\"".into())))
+        }
+        (LayerChoice::Cgroup, _) => Err(DaemonError::Start(
+            "enforcer.toml says both `require_lsm = true` and `layer = \"cgroup\"`: remove one".into(),
+        )),
+        (_, None) => Ok((Hooks::Lsm, None)),
+        (LayerChoice::Auto, Some(why)) if !config.require_lsm => Ok((Hooks::Cgroup, Some(why))),
+        (_, Some(why)) => {
+            let remedies: Vec<String> = preflight.problems().iter().map(ToString::to_string).collect();
+            Err(DaemonError::Start(format!("{why}, and the configuration requires LSM.\n{}", remedies.join("\n"))))
+        }
+    }
+}
+
+fn confidential(preflight: &Preflight) -> bool {
+    preflight.lockdown.as_deref() == Some("confidentiality")
+}
+
+fn announce(enforcement: &Enforcement) {
+    let layer = match enforcement.hooks {
+        Hooks::Lsm => "LSM",
+        Hooks::Cgroup => "cgroup",
+    };
+    if let Some(reason) = &enforcement.reason {
+        warn!("enforcing by cgroup hooks, not by LSM: {reason}");
+    }
+    match &enforcement.canary {
+        Canary::Refused => info!("enforcing by {layer} hooks; the canary was refused"),
+        broken => error!("NOT ENFORCING: the canary was {broken}"),
+    }
+}

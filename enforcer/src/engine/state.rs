@@ -1,0 +1,249 @@
+//! Everything the daemon knows, and how each input changes it. Effects come back as values: steps for the
+//! address map, events for the sinks.
+
+use std::collections::HashSet;
+
+use enforcer_common::event::{AnswerRecord, ConnectRecord, Layer};
+use enforcer_common::verdict::BootNanos;
+use enforcer_common::{Addr, Entry, RuleId, Verdict};
+
+use super::compile::{Compiled, Network};
+use super::dns::stream::{Flow, Streams};
+use super::dns::table::{Table, TableConfig};
+use super::dns::wire;
+use super::name::Name;
+use super::plan::{Planner, Step};
+use super::record::{Connect, Event, Gap, LayerName, VerdictName, printable, protocol_name};
+
+const TCP: u16 = 6;
+
+/// Counts of what DNS told us, for `status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DnsCounts {
+    pub answers: u64,
+    pub unparsed: u64,
+    pub truncated: u64,
+    /// Bindings of denied names to addresses that are never denied.
+    pub refused: u64,
+}
+
+/// What is known about a process beside what the kernel reported.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    pub executable: Option<String>,
+    pub cgroup: Option<String>,
+}
+
+/// Addresses that are never denied on behalf of a name.
+#[derive(Clone, Debug, Default)]
+pub struct NeverDeny {
+    /// From `never_deny`.
+    pub networks: Vec<Network>,
+    /// The host's own addresses and its resolvers'.
+    pub host: HashSet<Addr>,
+}
+
+impl NeverDeny {
+    fn contains(&self, addr: Addr) -> bool {
+        addr.is_never_denied()
+            || self.host.contains(&addr)
+            || self.networks.iter().any(|network| network.contains(addr))
+    }
+}
+
+/// One live claim on an address or network, for `enforcer denied`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    pub addr: Addr,
+    pub names: Vec<Name>,
+    pub rule: RuleId,
+    pub verdict: Verdict,
+    pub until: BootNanos,
+}
+
+#[derive(Debug)]
+pub struct State {
+    compiled: Compiled,
+    table: Table,
+    streams: Streams,
+    planner: Planner,
+    never: NeverDeny,
+    dns: DnsCounts,
+}
+
+impl State {
+    pub fn new(table: TableConfig, never: NeverDeny) -> Self {
+        Self {
+            compiled: Compiled::default(),
+            table: Table::new(table),
+            streams: Streams::default(),
+            planner: Planner::default(),
+            never,
+            dns: DnsCounts::default(),
+        }
+    }
+
+    /// Takes over what an earlier daemon left in the address map.
+    pub fn adopt(&mut self, entries: impl IntoIterator<Item = (Addr, Entry)>) {
+        for (addr, entry) in entries {
+            self.planner.adopt(addr, entry);
+        }
+    }
+
+    /// A new set of rules: matched against everything already seen.
+    pub fn set_policy(&mut self, compiled: Compiled, now: BootNanos) -> Vec<Step> {
+        self.compiled = compiled;
+        self.replan(now)
+    }
+
+    /// The host's addresses changed.
+    pub fn set_host(&mut self, host: HashSet<Addr>, now: BootNanos) -> Vec<Step> {
+        if self.never.host == host {
+            return Vec::new();
+        }
+        self.never.host = host;
+        self.replan(now)
+    }
+
+    /// A packet from port 53.
+    pub fn answer(&mut self, record: &AnswerRecord, payload: &[u8]) -> Vec<Step> {
+        if record.protocol != TCP {
+            return self.message(payload, record.time);
+        }
+        let flow = Flow { server: record.server, client: record.client, client_port: record.client_port };
+        let messages = self.streams.push(flow, record.sequence, record.tcp_flags, payload, record.time);
+        messages.iter().flat_map(|message| self.message(message, record.time)).collect()
+    }
+
+    fn message(&mut self, message: &[u8], now: BootNanos) -> Vec<Step> {
+        self.dns.answers += 1;
+        let Ok(answer) = wire::parse(message) else {
+            self.dns.unparsed += 1;
+            return Vec::new();
+        };
+        self.dns.truncated += u64::from(answer.truncated);
+        let changed = self.table.observe(&answer, now);
+        let never = &self.never;
+        self.planner.readdress(&changed, &self.table, &self.compiled, &|addr| never.contains(addr), now)
+    }
+
+    /// Time has passed: what has run out goes, what did not fit is tried again.
+    pub fn tick(&mut self, now: BootNanos) -> Vec<Step> {
+        let changed = self.table.expire(now);
+        let never = &self.never;
+        self.planner.tick(&changed, &self.table, &self.compiled, &|addr| never.contains(addr), now)
+    }
+
+    /// A step could not be carried out.
+    pub fn failed(&mut self, addr: Addr) {
+        self.planner.failed(addr);
+    }
+
+    fn replan(&mut self, now: BootNanos) -> Vec<Step> {
+        let never = &self.never;
+        self.planner.replan(&self.table, &self.compiled, &|addr| never.contains(addr), now)
+    }
+
+    /// The event for a connect. `time`: RFC 3339.
+    pub fn connect(&self, record: &ConnectRecord, facts: Facts, time: String) -> Event {
+        let addr = Addr::from_v6(record.dst);
+        let connect = Connect {
+            time,
+            dst_ip: display_ip(record.dst),
+            dst_port: record.dst_port,
+            results: self.table.names(addr, record.time).iter().map(Name::to_string).collect(),
+            src_ip: (record.src != [0; 16]).then(|| display_ip(record.src)),
+            src_port: record.src_port,
+            protocol: protocol_name(record.protocol),
+            pid: record.pid,
+            tid: record.tid,
+            ppid: record.ppid,
+            uid: record.uid,
+            gid: record.gid,
+            comm: printable(until_nul(&record.comm)),
+            executable: facts.executable.map(|path| printable(path.as_bytes())),
+            cgroup: facts.cgroup.map(|path| printable(path.as_bytes())),
+            layer: layer_name(record.layer),
+            verdict: verdict_name(record.verdict),
+            rule: self.compiled.rule_name(record.rule).map(str::to_owned),
+        };
+        match record.sock_type {
+            STREAM | SEQPACKET => Event::TcpConnect(connect),
+            _ => Event::UdpConnect(connect),
+        }
+    }
+
+    /// The event for records that were lost.
+    pub fn gap(&self, time: String, lost_events: u64, lost_answers: u64) -> Event {
+        Event::Gap(Gap { time, lost_events, lost_answers })
+    }
+
+    /// Every address that is denied or audited now, by name.
+    pub fn claimed(&self, now: BootNanos) -> Vec<Claimed> {
+        let mut all: Vec<Claimed> = self
+            .planner
+            .installed()
+            .filter_map(|(addr, entry)| {
+                let decision = enforcer_common::decide(Some(entry), None, now);
+                let claim = match decision.verdict {
+                    Verdict::Deny => entry.deny,
+                    Verdict::Audit => entry.audit,
+                    Verdict::Allow => return None,
+                };
+                let names = self.table.names(*addr, now);
+                Some(Claimed { addr: *addr, names, rule: claim.rule, verdict: decision.verdict, until: claim.until })
+            })
+            .collect();
+        all.sort_by_key(|claimed| claimed.addr);
+        all
+    }
+
+    pub fn compiled(&self) -> &Compiled {
+        &self.compiled
+    }
+
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    pub fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    pub fn dns_counts(&self) -> DnsCounts {
+        DnsCounts { refused: self.planner.refused(), ..self.dns }
+    }
+
+    pub fn streams_lost(&self) -> u64 {
+        self.streams.lost
+    }
+}
+
+/// SOCK_STREAM and SOCK_SEQPACKET (SCTP): what has connections.
+const STREAM: u16 = 1;
+const SEQPACKET: u16 = 5;
+
+fn display_ip(octets: [u8; 16]) -> std::net::IpAddr {
+    std::net::Ipv6Addr::from(octets).to_canonical()
+}
+
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|&byte| byte == 0).next().unwrap_or_default()
+}
+
+fn layer_name(byte: u8) -> LayerName {
+    match Layer::from_wire(byte) {
+        Some(Layer::LsmConnect) | None => LayerName::LsmConnect,
+        Some(Layer::LsmSendmsg) => LayerName::LsmSendmsg,
+        Some(Layer::CgroupConnect) => LayerName::CgroupConnect,
+        Some(Layer::CgroupSendmsg) => LayerName::CgroupSendmsg,
+    }
+}
+
+fn verdict_name(byte: u8) -> VerdictName {
+    match Verdict::from_wire(byte) {
+        Some(Verdict::Allow) | None => VerdictName::Allow,
+        Some(Verdict::Deny) => VerdictName::Deny,
+        Some(Verdict::Audit) => VerdictName::Audit,
+    }
+}
