@@ -9,9 +9,9 @@ use super::DIAGNOSTICS;
 use super::model::Origin;
 
 /// Characters of a line that are shown before, under and after the caret. Lines may be a megabyte long.
-const BEFORE: usize = 60;
+const BEFORE: usize = 80;
 const UNDER: usize = 60;
-const AFTER: usize = 40;
+const AFTER: usize = 60;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -225,19 +225,24 @@ pub(super) fn escape(text: &str) -> String {
 
 /// Text from a file as it is quoted in a message.
 pub(super) fn quote(text: &str) -> String {
+    if text.is_empty() {
+        return "an empty string".to_owned();
+    }
     format!("`{}`", characters(text, UNDER))
 }
 
+/// The first characters of a text. Dots stand for the others, unless these are as few as the dots.
 fn characters(text: &str, limit: usize) -> String {
-    match text.char_indices().nth(limit) {
-        Some((end, _)) => escape(&text[..end]) + "...",
-        None => escape(text),
+    match (text.char_indices().nth(limit), text.char_indices().nth(limit + 3)) {
+        (Some((end, _)), Some(_)) => escape(&text[..end]) + "...",
+        _ => escape(text),
     }
 }
 
 fn last_characters(text: &str, limit: usize) -> String {
-    match text.char_indices().rev().nth(limit - 1) {
-        Some((start, _)) if start > 0 => format!("...{}", escape(&text[start..])),
+    let mut backwards = text.char_indices().rev();
+    match (backwards.nth(limit - 1), backwards.nth(3)) {
+        (Some((start, _)), Some(_)) => format!("...{}", escape(&text[start..])),
         _ => escape(text),
     }
 }

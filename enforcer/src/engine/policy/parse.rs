@@ -168,3 +168,183 @@ fn each<T>(
     }
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GOOD: &str = r#"
+# A comment
+[[rule]]
+name = "no-trackers"
+description = """third-party
+trackers"""
+action = "deny"
+hosts = [".tracker.example", "ads-*.example.net", "B\u00fccher.example."]
+networks = ["203.0.113.0/24", "2001:db8::/32"]
+
+[[rule]]
+name = "exception"
+action = "allow"
+hosts = ["good.tracker.example"]
+"#;
+
+    fn source(path: &str, text: &str) -> Source {
+        Source { path: path.into(), bytes: text.into() }
+    }
+
+    fn rule(name: &str, rest: &str) -> String {
+        format!("[[rule]]\nname = \"{name}\"\naction = \"deny\"\n{rest}\n")
+    }
+
+    fn errors(files: &[Source]) -> Vec<String> {
+        parse(files).unwrap_err().iter().map(ToString::to_string).collect()
+    }
+
+    fn warnings(rest: &str) -> Vec<String> {
+        let parsed = parse(&[source("w.toml", &rule("r", rest))]).unwrap();
+        parsed.warnings.into_iter().map(|warning| warning.message).collect()
+    }
+
+    #[test]
+    fn a_good_file_is_read_as_written() {
+        let parsed = parse(&[source("a.toml", GOOD)]).unwrap();
+        assert!(parsed.warnings.is_empty());
+        let [first, second] = &parsed.set.rules[..] else { panic!("{:?}", parsed.set) };
+        assert_eq!(first.name, "no-trackers");
+        assert_eq!(first.id, rule_id("no-trackers"));
+        assert_eq!(first.description.as_deref(), Some("third-party\ntrackers"));
+        assert_eq!(first.origin.to_string(), "a.toml:4:8");
+        let hosts: Vec<_> = first.hosts.iter().map(ToString::to_string).collect();
+        assert_eq!(hosts, [".tracker.example", "ads-*.example.net", "xn--bcher-kva.example"]);
+        let networks: Vec<_> = first.networks.iter().map(ToString::to_string).collect();
+        assert_eq!(networks, ["203.0.113.0/24", "2001:db8::/32"]);
+        assert_eq!((second.name.as_str(), second.action.as_str()), ("exception", "allow"));
+    }
+
+    #[test]
+    fn no_file_an_empty_file_and_other_line_ends_are_fine() {
+        assert!(parse(&[]).unwrap().set.rules.is_empty());
+        assert!(parse(&[source("a.toml", "# nothing\n")]).unwrap().set.rules.is_empty());
+        let windows = format!("\u{feff}{}", GOOD.replace('\n', "\r\n"));
+        assert_eq!(parse(&[source("a.toml", &windows)]).unwrap().set.rules.len(), 2);
+    }
+
+    #[test]
+    fn rules_stand_in_the_order_of_file_names() {
+        let hosts = "hosts = [\".a.example\"]";
+        let files = [source("20.toml", &rule("late", hosts)), source("10.toml", &rule("early", hosts))];
+        let names: Vec<_> = parse(&files).unwrap().set.rules.into_iter().map(|rule| rule.name).collect();
+        assert_eq!(names, ["early", "late"]);
+    }
+
+    #[test]
+    fn errors_of_all_files_come_together_and_names_are_unique_over_files() {
+        let files = [
+            source("a.toml", &rule("same", "hosts = [\".a.example\"]")),
+            source("b.toml", &rule("same", "hosts = [\"a b\"]")),
+            source("c.toml", "this is not TOML"),
+        ];
+        let errors = errors(&files);
+        assert_eq!(errors.len(), 3, "{errors:#?}");
+        assert!(
+            errors[0].starts_with("error: b.toml:2:8: `same` is the name of another rule, too: a.toml:2:8")
+        );
+        assert!(errors[1].starts_with("error: b.toml:4:10: `a b` has a space in it"));
+        assert!(errors[2].starts_with("error: c.toml:1:"));
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        let big = Source { path: "big.toml".into(), bytes: vec![b'\n'; FILE_BYTES + 1] };
+        let want = "error: big.toml: the file has 1048577 bytes, more than 1048576\n  = split it into several files\n";
+        assert_eq!(errors(&[big]), [want]);
+        assert!(parse(&[Source { path: "a.toml".into(), bytes: vec![b'\n'; FILE_BYTES] }]).is_ok());
+
+        let many = errors(&[source("a.toml", &rule("r", &format!("hosts = [{}]", "1,".repeat(150))))]);
+        assert_eq!(many.len(), super::super::DIAGNOSTICS + 1);
+        let last = "error: a.toml: 50 more errors are not shown\n  = correct these first\n";
+        assert_eq!(many[many.len() - 1], last);
+    }
+
+    #[test]
+    fn deep_toml_is_refused_without_overflowing_the_stack() {
+        for deep in ["[".repeat(100_000), "{a=".repeat(100_000), "a.".repeat(100_000) + "b=1"] {
+            assert!(parse(&[source("a.toml", &format!("rule = {deep}"))]).is_err());
+            assert!(parse(&[source("a.toml", &deep)]).is_err());
+        }
+    }
+
+    #[test]
+    fn lints() {
+        let rows: [(&str, &[&str]); 18] = [
+            ("hosts = ['*.a.example']", &["`*.a.example` does not match `a.example` itself"]),
+            ("hosts = ['*.a.example', 'a.example']", &[]),
+            ("hosts = ['*.a.example', '.example.example', '.a.example']", &[]),
+            ("hosts = ['*.a.b.example', '*b.example']", &[]),
+            ("hosts = ['*.a.b.example', '.b.example']", &[]),
+            ("hosts = ['.a.example']", &[]),
+            ("hosts = ['a.example', 'A.example.']", &["`a.example` stands twice in this rule"]),
+            ("hosts = ['a**.example', 'a*.example']", &["`a*.example` stands twice in this rule"]),
+            ("networks = ['10.0.0.1', '10.0.0.1/32']", &["`10.0.0.1/32` stands twice in this rule"]),
+            ("hosts = ['*']", &["`*` denies nearly every host name"]),
+            ("hosts = ['*.*']", &["`*.*` denies nearly every host name"]),
+            ("hosts = ['.zip']", &["`.zip` denies a whole top-level domain"]),
+            ("hosts = ['localhost']", &[]),
+            ("networks = ['0.0.0.0/0']", &["`0.0.0.0/0` denies every IPv4 address, loopback included"]),
+            ("networks = ['::/0']", &["`::/0` denies every IPv6 address, loopback included"]),
+            ("networks = ['127.0.0.0/8']", &["`127.0.0.0/8` denies connects of this host to itself"]),
+            ("networks = ['::1']", &["`::1/128` denies connects of this host to itself"]),
+            ("networks = ['169.254.169.254', '10.0.0.0/8', 'fd00::/8']", &[]),
+        ];
+        for (rest, want) in rows {
+            assert_eq!(warnings(rest), want, "{rest}");
+        }
+    }
+
+    #[test]
+    fn a_diagnostic_is_flat_json() {
+        let errors = parse(&[source("a.toml", &rule("r", "hosts = [\"a\u{202e}\tb\", 7]"))]).unwrap_err();
+        let json = serde_json::to_value(&errors[1]).unwrap();
+        let want = serde_json::json!({
+            "severity": "error", "file": "a.toml", "line": 4, "column": 18, "offset": 24, "length": 1,
+            "source": "hosts = [\"a\\u{202e} b\", 7]",
+            "message": "`hosts` is a list of strings, and this is an integer",
+            "hint": "write a string, as in \".tracker.example\"",
+        });
+        assert_eq!(json, want);
+    }
+
+    proptest! {
+        #[test]
+        fn mutated_policies_never_panic(edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3), 1..12)) {
+            let mut bytes = GOOD.as_bytes().to_vec();
+            for (at, byte, kind) in edits {
+                let at = at.index(bytes.len());
+                match kind {
+                    0 => bytes[at] = byte,
+                    1 => bytes.insert(at, byte),
+                    _ => drop(bytes.drain(at..bytes.len().min(at + usize::from(byte % 16) + 1))),
+                }
+                if bytes.is_empty() { break }
+            }
+            if let Err(errors) = parse(&[Source { path: "a.toml".into(), bytes }]) {
+                prop_assert!(!errors.is_empty());
+                for error in errors {
+                    let text = error.to_string();
+                    prop_assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{}", text);
+                }
+            }
+        }
+
+        #[test]
+        fn any_strings_never_panic(name in any::<String>(), host in any::<String>(), network in any::<String>()) {
+            let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+            let rest = format!("hosts = [{}]\nnetworks = [{}]", quoted(&host), quoted(&network));
+            let text = format!("[[rule]]\nname = {}\naction = 'deny'\n{rest}", quoted(&name));
+            let _ = parse(&[source("a.toml", &text)]);
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use globset::{Glob, GlobBuilder};
+use globset::{ErrorKind, Glob, GlobBuilder};
 use ipnetwork::IpNetwork;
 
 use super::diagnostic::{escape, quote};
@@ -78,7 +78,7 @@ impl fmt::Display for Pattern {
 }
 
 fn has_meta(text: &str) -> bool {
-    text.contains(['*', '?', '[', ']', '{', '}', ','])
+    text.contains(['*', '?', '[', ']', '{', '}', ',', '!', '^'])
 }
 
 fn refuse_unprintable(text: &str) -> Result<(), Refusal> {
@@ -221,10 +221,21 @@ fn glob(text: &str, canonical: &str) -> Result<Glob, Refusal> {
         .build()
         .map_err(|error| {
             Refusal::new(
-                format!("{} is not a glob: {}", quote(text), error.kind()),
+                format!("{} is not a glob: {}", quote(text), glob_error(error.kind())),
                 "globs use `*`, `?`, `[a-z]`, `[!a-z]` and `{a,b}`",
             )
         })
+}
+
+/// In the words of this format: globset's own advise escapes that host patterns do not have.
+fn glob_error(kind: &ErrorKind) -> String {
+    match kind {
+        ErrorKind::UnclosedAlternates => "a `{` is not closed".to_owned(),
+        ErrorKind::UnopenedAlternates => "a `}` has no `{` before it".to_owned(),
+        ErrorKind::UnclosedClass => "a `[` is not closed".to_owned(),
+        ErrorKind::InvalidRange(from, to) => format!("the range `{from}-{to}` runs backwards"),
+        other => other.to_string(),
+    }
 }
 
 /// What globset takes but means something else than its author, or costs more than it is worth.

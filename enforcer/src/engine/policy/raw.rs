@@ -30,6 +30,10 @@ const LATER: [(&str, &str, &str); 5] = [
     ("scope", "cover more", "remove it, if the rule may apply to everyone"),
 ];
 
+fn later(key: &str) -> Option<(&'static str, &'static str, &'static str)> {
+    LATER.into_iter().find(|(later, ..)| *later == key)
+}
+
 type Entry<'a, 'i> = (&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>);
 
 /// Reads the rules of a file. Syntax errors hide everything else of the file.
@@ -70,8 +74,12 @@ fn element_rule(element: &Spanned<DeValue<'_>>, report: &mut Report<'_>) -> Opti
 fn rule(table: &DeTable<'_>, span: Range<usize>, report: &mut Report<'_>) -> RawRule {
     let mut raw =
         RawRule { name: None, description: None, action: None, hosts: Vec::new(), networks: Vec::new() };
+    // Keys that are there, or were meant: a key that is misspelt is one mistake, not two.
+    let mut given = Vec::new();
     for (key, value) in in_file_order(table) {
-        match key.get_ref().as_ref() {
+        let text = key.get_ref().as_ref();
+        given.extend(closest(text, KEYS).filter(|_| later(text).is_none()));
+        match text {
             "name" => raw.name = string("name", "\"no-trackers\"", value, report),
             "description" => raw.description = string("description", "\"in words\"", value, report),
             "action" => raw.action = action(value, report),
@@ -84,12 +92,13 @@ fn rule(table: &DeTable<'_>, span: Range<usize>, report: &mut Report<'_>) -> Raw
         ("name", "add `name = \"...\"`: it stands in every event that the rule causes"),
         ("action", "add `action = \"deny\"`, or \"allow\" for an exception, or \"audit\" to report only"),
     ] {
-        if !table.contains_key(key) {
+        if !given.contains(&key) {
             report.error(span.clone(), format!("the rule has no `{key}`"), instead);
         }
     }
-    // A list that is refused as a whole gets a clearer message of its own.
-    if !["hosts", "networks", "lists"].iter().any(|key| table.contains_key(*key)) || is_empty(table) {
+    // `lists` is refused with a message of its own.
+    let names_any = given.contains(&"hosts") || given.contains(&"networks") || table.contains_key("lists");
+    if !names_any || is_empty(table) {
         report.error(
             span,
             "the rule names no destination",
@@ -173,7 +182,7 @@ fn strings(
 }
 
 fn unknown_in_file(key: &str, span: Range<usize>, report: &mut Report<'_>) {
-    if KEYS.contains(&key) || LATER.iter().any(|(later, ..)| *later == key) {
+    if KEYS.contains(&key) || later(key).is_some() {
         let message = format!("`{key}` stands outside of a rule");
         return report.error(span, message, "write `[[rule]]` on a line above it");
     }
@@ -188,10 +197,10 @@ fn unknown_in_file(key: &str, span: Range<usize>, report: &mut Report<'_>) {
 }
 
 fn unknown_in_rule(key: &str, span: Range<usize>, report: &mut Report<'_>) {
-    if let Some((_, effect, instead)) = LATER.iter().find(|(later, ..)| *later == key) {
+    if let Some((_, effect, instead)) = later(key) {
         let message =
             format!("this version does not support `{key}` yet, and a rule that ignored it would {effect}");
-        return report.error(span, message, *instead);
+        return report.error(span, message, instead);
     }
     let instead = match closest(key, KEYS) {
         Some(close) => format!("did you mean `{close}`?"),
@@ -202,29 +211,35 @@ fn unknown_in_rule(key: &str, span: Range<usize>, report: &mut Report<'_>) {
 
 /// Reports what TOML refuses: one error a line, and nothing behind an error that shifts what follows it.
 fn syntax(mut errors: Vec<Error>, report: &mut Report<'_>) {
-    let place = |error: &Error| error.span().map_or(0, |span| span.start);
-    errors.sort_by_key(place);
+    let shifts = |error: &Error| {
+        ["unclosed", "missing comma", "unexpected"].iter().any(|shift| error.message().starts_with(shift))
+    };
+    let span = |error: &Error| error.span().unwrap_or(0..0);
+    errors.sort_by_key(|error| (report.text.line(span(error).start), !shifts(error), span(error).start));
     let mut last_line = None;
     for error in errors {
-        let line = report.text.line(place(&error));
-        if last_line != Some(line) {
-            let span = error.span().unwrap_or(0..0);
-            report.error(span, format!("not TOML: {}", error.message()), syntax_hint(error.message()));
+        let line = Some(report.text.line(span(&error).start));
+        if line != last_line {
+            let message = format!("not TOML: {}", error.message());
+            report.error(span(&error), message, syntax_hint(error.message()));
         }
-        if ["unclosed", "missing comma", "unexpected"].iter().any(|shift| error.message().starts_with(shift))
-        {
+        if shifts(&error) {
             return;
         }
-        last_line = Some(line);
+        last_line = line;
     }
 }
 
 fn syntax_hint(message: &str) -> &'static str {
-    const HINTS: [(&str, &str); 8] = [
+    const HINTS: [(&str, &str); 12] = [
         ("string values must be quoted", "put it in double quotes"),
+        ("invalid basic string, expected non", "remove the character, it does not print"),
         ("invalid basic string", "close the string with `\"` on the same line"),
         ("invalid literal string", "close the string with `'` on the same line"),
+        ("missing escaped value", "in double quotes `\\` begins an escape: double it, or use single quotes"),
+        ("too few unicode", "in double quotes `\\` begins an escape: double it, or use single quotes"),
         ("missing comma", "put a comma between elements, and `]` behind the last one"),
+        ("unexpected `=` in array", "close the list above with `]`"),
         ("unclosed array, ", "close the list with `]`"),
         ("unclosed array table", "write `[[rule]]`, with two brackets on both sides"),
         ("duplicate key", "a key stands once in a rule: remove one, or begin a new `[[rule]]`"),
