@@ -3,6 +3,8 @@
 //! `UPDATE_EXPECTED=1 cargo test --test broken` writes the messages of today; read the difference before you
 //! commit it.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -489,7 +489,7 @@ mod tests {
         let want = "error: a.toml:1:1: with the rule `many` there are more than 65535 networks";
         assert!(errors[0].to_string().starts_with(want), "{}", errors[0]);
 
-        let globs: Vec<_> = (0..3000).map(|n| format!("{n}{}", "{[!a],b*,c?}".repeat(30))).collect();
+        let globs: Vec<_> = (0..1500).map(|n| format!("{n}{}", "{[!a],b*,c?}".repeat(30))).collect();
         let large = rule("large", Action::Deny, &globs.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
         let errors = Compiled::new(&PolicySet { rules: vec![large] }).unwrap_err();
         assert!(

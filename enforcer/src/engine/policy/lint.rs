@@ -1,5 +1,6 @@
 //! What a policy may say, but hardly means.
 
+use std::cell::LazyCell;
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -16,7 +17,7 @@ use crate::engine::name::Name;
 pub(super) fn rule(rule: &Rule, hosts: &[Range<usize>], networks: &[Range<usize>], report: &mut Report<'_>) {
     duplicates(&rule.hosts, hosts, report);
     duplicates(&rule.networks, networks, report);
-    let named = Named::new(&rule.hosts);
+    let named = LazyCell::new(|| Named::new(&rule.hosts));
     for (pattern, span) in rule.hosts.iter().zip(hosts) {
         breadth(pattern, span, rule.action, report);
         if let Pattern::Suffix { domain, apex: false } = pattern

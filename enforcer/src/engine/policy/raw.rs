@@ -88,6 +88,12 @@ fn rule(table: &DeTable<'_>, span: Range<usize>, report: &mut Report<'_>) -> Raw
             other => unknown_in_rule(other, key.span(), report),
         }
     }
+    missing(table, &given, span, report);
+    raw
+}
+
+/// Reports what a rule cannot do without.
+fn missing(table: &DeTable<'_>, given: &[&str], span: Range<usize>, report: &mut Report<'_>) {
     for (key, instead) in [
         ("name", "add `name = \"...\"`: it stands in every event that the rule causes"),
         ("action", "add `action = \"deny\"`, or \"allow\" for an exception, or \"audit\" to report only"),
@@ -97,7 +103,8 @@ fn rule(table: &DeTable<'_>, span: Range<usize>, report: &mut Report<'_>) -> Raw
         }
     }
     // `lists` is refused with a message of its own.
-    let names_any = given.contains(&"hosts") || given.contains(&"networks") || table.contains_key("lists");
+    let names_any =
+        ["hosts", "networks"].iter().any(|key| given.contains(key)) || table.contains_key("lists");
     if !names_any || is_empty(table) {
         report.error(
             span,
@@ -105,7 +112,6 @@ fn rule(table: &DeTable<'_>, span: Range<usize>, report: &mut Report<'_>) -> Raw
             "add `hosts = [\".tracker.example\"]` or `networks = [\"203.0.113.0/24\"]`",
         );
     }
-    raw
 }
 
 /// Whether the lists that a rule has are lists, but with nothing in them.
