@@ -1,0 +1,85 @@
+//! What a policy says, after everything that could be wrong with it was refused.
+
+use std::fmt;
+use std::sync::Arc;
+
+use enforcer_common::RuleId;
+use ipnetwork::IpNetwork;
+use serde::Serialize;
+
+use super::pattern::Pattern;
+
+/// All rules of all files, in file-name order, then in their order in the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicySet {
+    pub rules: Vec<Rule>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub id: RuleId,
+    pub name: String,
+    pub description: Option<String>,
+    pub action: Action,
+    pub hosts: Vec<Pattern>,
+    /// Without host bits, and never an IPv6 spelling of an IPv4 network.
+    pub networks: Vec<IpNetwork>,
+    pub origin: Origin,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    Allow,
+    Deny,
+    Audit,
+}
+
+impl Action {
+    pub const ALL: [Self; 3] = [Self::Deny, Self::Allow, Self::Audit];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+/// Where a rule is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    pub file: Arc<str>,
+    pub line: u32,
+    pub column: u32,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
+}
+
+/// The rule's number in the kernel's maps: 32-bit FNV-1a of its name, 1 where that is 0 (`NO_RULE`).
+///
+/// A hash instead of a running number, so that entries of a daemon before this one still name their rule.
+/// It must never change: pinned maps outlive the program.
+pub fn rule_id(name: &str) -> RuleId {
+    let hash =
+        name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    hash.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_ids_are_fnv_1a() {
+        // From the reference test suite of the FNV authors (draft-eastlake-fnv, appendix C).
+        for (name, id) in [("", 0x811c_9dc5), ("a", 0xe40c_292c), ("foobar", 0xbf9c_f968)] {
+            assert_eq!(rule_id(name), id, "{name}");
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! From TOML to keys and values with their places. Walked by hand instead of through serde, which stops at
+//! the first error.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue, Error};
+
+use super::diagnostic::{Report, quote};
+use super::model::Action;
+
+/// A rule with the types right and nothing else checked. What is absent, or was reported, is `None` or missing.
+#[derive(Debug)]
+pub(super) struct RawRule {
+    pub(super) name: Option<Spanned<String>>,
+    pub(super) description: Option<Spanned<String>>,
+    pub(super) action: Option<Action>,
+    pub(super) hosts: Vec<Spanned<String>>,
+    pub(super) networks: Vec<Spanned<String>>,
+}
+
+const KEYS: [&str; 5] = ["name", "description", "action", "hosts", "networks"];
+
+/// Keys of the format that are not implemented: what ignoring them would do, and what to write until then.
+const LATER: [(&str, &str, &str); 5] = [
+    ("lists", "cover less", "remove it and write the names under `hosts`"),
+    ("ports", "cover more", "remove it, if the rule may cover every port"),
+    ("protocols", "cover more", "remove it, if the rule may cover every protocol"),
+    ("shared", "decide otherwise", "remove it"),
+    ("scope", "cover more", "remove it, if the rule may apply to everyone"),
+];
+
+fn later(key: &str) -> Option<(&'static str, &'static str, &'static str)> {
+    LATER.into_iter().find(|(later, ..)| *later == key)
+}
+
+type Entry<'a, 'i> = (&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>);
+
+/// Reads the rules of a file. Syntax errors hide everything else of the file.
+pub(super) fn rules(report: &mut Report<'_>) -> Vec<RawRule> {
+    let (document, errors) = DeTable::parse_recoverable(report.text.text);
+    if !errors.is_empty() {
+        syntax(errors, report);
+        return Vec::new();
+    }
+    let mut rules = Vec::new();
+    for (key, value) in in_file_order(document.get_ref()) {
+        match (key.get_ref().as_ref(), value.get_ref()) {
+            ("rule", DeValue::Array(elements)) => {
+                rules.extend(elements.iter().filter_map(|element| element_rule(element, report)));
+            }
+            ("rule", other) => report.error(
+                value.span(),
+                format!("`rule` is {}, not a list of rules", kind(other)),
+                "write `[[rule]]` above the keys of each rule, with two brackets on both sides",
+            ),
+            (key_text, _) => unknown_in_file(key_text, key.span(), report),
+        }
+    }
+    rules
+}
+
+fn element_rule(element: &Spanned<DeValue<'_>>, report: &mut Report<'_>) -> Option<RawRule> {
+    match element.get_ref() {
+        DeValue::Table(table) => Some(rule(table, element.span(), report)),
+        other => {
+            let message = format!("a rule is a table, not {}", kind(other));
+            report.error(element.span(), message, "write `[[rule]]` above the keys of each rule");
+            None
+        }
+    }
+}
+
+fn rule(table: &DeTable<'_>, span: Range<usize>, report: &mut Report<'_>) -> RawRule {
+    let mut raw =
+        RawRule { name: None, description: None, action: None, hosts: Vec::new(), networks: Vec::new() };
+    // Keys that are there, or were meant: a key that is misspelt is one mistake, not two.
+    let mut given = Vec::new();
+    for (key, value) in in_file_order(table) {
+        let text = key.get_ref().as_ref();
+        given.extend(closest(text, KEYS).filter(|_| later(text).is_none()));
+        match text {
+            "name" => raw.name = string("name", "\"no-trackers\"", value, report),
+            "description" => raw.description = string("description", "\"in words\"", value, report),
+            "action" => raw.action = action(value, report),
+            "hosts" => raw.hosts = strings("hosts", ".tracker.example", value, report),
+            "networks" => raw.networks = strings("networks", "203.0.113.0/24", value, report),
+            other => unknown_in_rule(other, key.span(), report),
+        }
+    }
+    missing(table, &given, span, report);
+    raw
+}
+
+/// Reports what a rule cannot do without.
+fn missing(table: &DeTable<'_>, given: &[&str], span: Range<usize>, report: &mut Report<'_>) {
+    for (key, instead) in [
+        ("name", "add `name = \"...\"`: it stands in every event that the rule causes"),
+        ("action", "add `action = \"deny\"`, or \"allow\" for an exception, or \"audit\" to report only"),
+    ] {
+        if !given.contains(&key) {
+            report.error(span.clone(), format!("the rule has no `{key}`"), instead);
+        }
+    }
+    // `lists` is refused with a message of its own.
+    let names_any =
+        ["hosts", "networks"].iter().any(|key| given.contains(key)) || table.contains_key("lists");
+    if !names_any || is_empty(table) {
+        report.error(
+            span,
+            "the rule names no destination",
+            "add `hosts = [\".tracker.example\"]` or `networks = [\"203.0.113.0/24\"]`",
+        );
+    }
+}
+
+/// Whether the lists that a rule has are lists, but with nothing in them.
+fn is_empty(table: &DeTable<'_>) -> bool {
+    let mut lists = ["hosts", "networks"].iter().filter_map(|key| table.get(*key)).peekable();
+    lists.peek().is_some()
+        && lists.all(|list| list.get_ref().as_array().is_some_and(|array| array.is_empty()))
+}
+
+/// A table is ordered by key; people read files from the top.
+fn in_file_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Entry<'a, 'i>> {
+    let mut entries: Vec<_> = table.iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    entries
+}
+
+fn action(value: &Spanned<DeValue<'_>>, report: &mut Report<'_>) -> Option<Action> {
+    let text = string("action", "\"deny\"", value, report)?;
+    let found = Action::ALL.into_iter().find(|action| action.as_str() == text.get_ref());
+    if found.is_none() {
+        let instead = match closest(text.get_ref(), Action::ALL.map(Action::as_str)) {
+            Some(close) => format!("did you mean \"{close}\"?"),
+            None => "write \"deny\", \"allow\" (an exception) or \"audit\" (report only)".to_owned(),
+        };
+        report.error(text.span(), format!("{} is not an action", quote(text.get_ref())), instead);
+    }
+    found
+}
+
+fn string(
+    key: &str,
+    example: &str,
+    value: &Spanned<DeValue<'_>>,
+    report: &mut Report<'_>,
+) -> Option<Spanned<String>> {
+    match value.get_ref() {
+        DeValue::String(text) => Some(Spanned::new(value.span(), text.clone().into_owned())),
+        other => {
+            let message = format!("`{key}` is {}, not a string", kind(other));
+            report.error(value.span(), message, format!("write a string, as in `{key} = {example}`"));
+            None
+        }
+    }
+}
+
+fn strings(
+    key: &str,
+    example: &str,
+    value: &Spanned<DeValue<'_>>,
+    report: &mut Report<'_>,
+) -> Vec<Spanned<String>> {
+    let DeValue::Array(elements) = value.get_ref() else {
+        let instead = match value.get_ref() {
+            DeValue::String(text) => {
+                format!("put it in brackets: {}", quote(&format!("{key} = [\"{text}\"]")))
+            }
+            _ => format!("write a list of strings, as in `{key} = [\"{example}\"]`"),
+        };
+        let message = format!("`{key}` is {}, not a list of strings", kind(value.get_ref()));
+        report.error(value.span(), message, instead);
+        return Vec::new();
+    };
+    let mut texts = Vec::with_capacity(elements.len());
+    for element in elements.iter() {
+        match element.get_ref() {
+            DeValue::String(text) => texts.push(Spanned::new(element.span(), text.clone().into_owned())),
+            other => {
+                let message = format!("`{key}` is a list of strings, and this is {}", kind(other));
+                report.error(element.span(), message, format!("write a string, as in \"{example}\""));
+            }
+        }
+    }
+    texts
+}
+
+fn unknown_in_file(key: &str, span: Range<usize>, report: &mut Report<'_>) {
+    if KEYS.contains(&key) || later(key).is_some() {
+        let message = format!("`{key}` stands outside of a rule");
+        return report.error(span, message, "write `[[rule]]` on a line above it");
+    }
+    let instead = match key {
+        "default" | "never_deny" | "ttl_floor" | "ttl_cap" | "require_lsm" | "on_stop" | "on_fault" => {
+            "settings of the daemon stand in `enforcer.toml`"
+        }
+        _ if closest(key, ["rule"]).is_some() => "did you mean `[[rule]]`?",
+        _ => "a policy file has nothing but rules: `[[rule]]`, then its keys",
+    };
+    report.error(span, format!("{} is not a key of a policy file", quote(key)), instead);
+}
+
+fn unknown_in_rule(key: &str, span: Range<usize>, report: &mut Report<'_>) {
+    if let Some((_, effect, instead)) = later(key) {
+        let message =
+            format!("this version does not support `{key}` yet, and a rule that ignored it would {effect}");
+        return report.error(span, message, instead);
+    }
+    let instead = match closest(key, KEYS) {
+        Some(close) => format!("did you mean `{close}`?"),
+        None => format!("a rule has {}", KEYS.map(|known| format!("`{known}`")).join(", ")),
+    };
+    report.error(span, format!("{} is not a key of a rule", quote(key)), instead);
+}
+
+/// Reports what TOML refuses: one error a line, and nothing behind an error that shifts what follows it.
+fn syntax(mut errors: Vec<Error>, report: &mut Report<'_>) {
+    let shifts = |error: &Error| {
+        ["unclosed", "missing comma", "unexpected"].iter().any(|shift| error.message().starts_with(shift))
+    };
+    let span = |error: &Error| error.span().unwrap_or(0..0);
+    errors.sort_by_key(|error| (report.text.line(span(error).start), !shifts(error), span(error).start));
+    let mut last_line = None;
+    for error in errors {
+        let line = Some(report.text.line(span(&error).start));
+        if line != last_line {
+            let message = format!("not TOML: {}", error.message());
+            report.error(span(&error), message, syntax_hint(error.message()));
+        }
+        if shifts(&error) {
+            return;
+        }
+        last_line = line;
+    }
+}
+
+fn syntax_hint(message: &str) -> &'static str {
+    const HINTS: [(&str, &str); 12] = [
+        ("string values must be quoted", "put it in double quotes"),
+        ("invalid basic string, expected non", "remove the character, it does not print"),
+        ("invalid basic string", "close the string with `\"` on the same line"),
+        ("invalid literal string", "close the string with `'` on the same line"),
+        ("missing escaped value", "in double quotes `\\` begins an escape: double it, or use single quotes"),
+        ("too few unicode", "in double quotes `\\` begins an escape: double it, or use single quotes"),
+        ("missing comma", "put a comma between elements, and `]` behind the last one"),
+        ("unexpected `=` in array", "close the list above with `]`"),
+        ("unclosed array, ", "close the list with `]`"),
+        ("unclosed array table", "write `[[rule]]`, with two brackets on both sides"),
+        ("duplicate key", "a key stands once in a rule: remove one, or begin a new `[[rule]]`"),
+        ("unexpected key or value", "write one `key = value` a line"),
+    ];
+    let known = HINTS.iter().find(|(start, _)| message.starts_with(start));
+    known.map_or("see https://toml.io for how TOML is written", |(_, hint)| hint)
+}
+
+fn kind(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "an integer",
+        DeValue::Float(_) => "a float",
+        DeValue::Boolean(_) => "a boolean",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+/// The word that was probably meant: at most two edits away, and fewer than half of its letters.
+fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let word = word.to_lowercase();
+    let candidates = known.into_iter().filter(|candidate| candidate.len().abs_diff(word.len()) <= 2);
+    candidates
+        .map(|candidate| (edits(&word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 2 && distance * 2 < candidate.len())
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein distance.
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
