@@ -1,0 +1,382 @@
+//! What DNS answers taught us: which names lead to which addresses, and for how long that is believed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use enforcer_common::Addr;
+use enforcer_common::verdict::BootNanos;
+
+use super::wire::Answer;
+use crate::engine::name::Name;
+
+/// Bindings of one address. Full: the one that runs out first makes room. Otherwise a name with a wildcard
+/// record, asked for in a million spellings, makes every look at its address expensive.
+pub const PER_ADDRESS: usize = 256;
+
+/// Memory for names, a binding on average. Used up: as if the table were full. Otherwise chains of 17 names
+/// of 255 bytes each would take gigabytes before the count of bindings stops them.
+pub const NAME_BYTES_PER_BINDING: usize = 256;
+
+const SECOND: BootNanos = 1_000_000_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableConfig {
+    /// Seconds. An answer is believed for at least this long: applications keep addresses longer than the TTL.
+    pub ttl_floor: u32,
+    /// Seconds. And for at most this long; the cap wins over the floor.
+    pub ttl_cap: u32,
+    /// Bindings. Full: the one that runs out first makes room.
+    pub capacity: usize,
+}
+
+/// One way from an asked name to an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The asked name, then its aliases in order. Never empty.
+    pub chain: Arc<[Name]>,
+    pub addr: Addr,
+    /// Believed while `now < until`.
+    pub until: BootNanos,
+    /// Last answer.
+    pub seen: BootNanos,
+}
+
+/// Bindings by address and by expiry.
+#[derive(Debug)]
+pub struct Table {
+    config: TableConfig,
+    bindings: HashMap<Id, Binding>,
+    /// The binding that was seen last stands last.
+    by_addr: HashMap<Addr, Vec<Id>>,
+    by_until: BTreeSet<(BootNanos, Id)>,
+    next_id: Id,
+    name_bytes: usize,
+    /// Bindings that made room for others before they ran out.
+    pub evicted: u64,
+}
+
+type Id = u64;
+
+impl Table {
+    pub fn new(config: TableConfig) -> Self {
+        Self {
+            config,
+            bindings: HashMap::new(),
+            by_addr: HashMap::new(),
+            by_until: BTreeSet::new(),
+            next_id: 0,
+            name_bytes: 0,
+            evicted: 0,
+        }
+    }
+
+    /// Takes an answer. Gives the addresses whose bindings changed, those that had to make room included:
+    /// plan them before the next answer is taken, so that what they claimed is not forgotten.
+    pub fn observe(&mut self, answer: &Answer, now: BootNanos) -> Vec<Addr> {
+        let mut fresh = BTreeMap::new();
+        for (addr, ttl) in &answer.addresses {
+            let until: &mut BootNanos = fresh.entry(*addr).or_default();
+            *until = self.until(*ttl, now).max(*until);
+        }
+        let mut chain = None;
+        let mut changed = BTreeSet::new();
+        fresh.retain(|addr, until| {
+            let Some(id) = self.find(*addr, &answer.chain) else { return true };
+            chain = self.bindings.get(&id).map(|binding| binding.chain.clone());
+            if self.refresh(id, *until, now) {
+                changed.insert(*addr);
+            }
+            false
+        });
+        if !fresh.is_empty() {
+            let chain: Arc<[Name]> = chain.unwrap_or_else(|| answer.chain.as_slice().into());
+            changed.extend(self.make_room(fresh.len(), cost(&chain)));
+            changed.extend(fresh.keys());
+            for (addr, until) in fresh {
+                self.insert(Binding { chain: chain.clone(), addr, until, seen: now });
+            }
+        }
+        changed.into_iter().collect()
+    }
+
+    /// Every name that led to the address: the chain that was seen last comes first.
+    pub fn names(&self, addr: Addr, now: BootNanos) -> Vec<Name> {
+        let mut known = HashSet::new();
+        let alive = self.bindings(addr).filter(|binding| now < binding.until);
+        alive.flat_map(|binding| binding.chain.iter()).filter(|name| known.insert(*name)).cloned().collect()
+    }
+
+    /// The bindings of an address, the one that was seen last first; also those that ran out since the last
+    /// `expire`.
+    pub fn bindings(&self, addr: Addr) -> impl Iterator<Item = &Binding> {
+        let ids = self.by_addr.get(&addr).map(Vec::as_slice).unwrap_or_default();
+        ids.iter().rev().filter_map(|id| self.bindings.get(id))
+    }
+
+    pub fn addresses(&self) -> impl Iterator<Item = Addr> {
+        self.by_addr.keys().copied()
+    }
+
+    /// Forgets what ran out. Gives the addresses that lost a binding.
+    pub fn expire(&mut self, now: BootNanos) -> Vec<Addr> {
+        let mut changed = BTreeSet::new();
+        while let Some((until, id)) = self.by_until.first().copied()
+            && until <= now
+        {
+            changed.extend(self.remove(id));
+        }
+        changed.into_iter().collect()
+    }
+
+    /// Bindings.
+    pub fn len(&self) -> usize {
+        self.bindings.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bindings.is_empty()
+    }
+
+    fn until(&self, ttl: u32, now: BootNanos) -> BootNanos {
+        let seconds = ttl.max(self.config.ttl_floor).min(self.config.ttl_cap);
+        now.saturating_add(BootNanos::from(seconds) * SECOND)
+    }
+
+    fn find(&self, addr: Addr, chain: &[Name]) -> Option<Id> {
+        let is_it = |id: &&Id| self.bindings.get(*id).is_some_and(|binding| *binding.chain == *chain);
+        self.by_addr.get(&addr)?.iter().rev().find(is_it).copied()
+    }
+
+    /// True if the binding lives longer now. It never lives shorter: the application may still use the
+    /// longer-lived answer.
+    fn refresh(&mut self, id: Id, until: BootNanos, now: BootNanos) -> bool {
+        let Some(binding) = self.bindings.get_mut(&id) else { return false };
+        binding.seen = now;
+        if let Some(ids) = self.by_addr.get_mut(&binding.addr)
+            && let Some(at) = ids.iter().position(|other| *other == id)
+        {
+            ids[at..].rotate_left(1);
+        }
+        if until <= binding.until {
+            return false;
+        }
+        self.by_until.remove(&(binding.until, id));
+        self.by_until.insert((until, id));
+        binding.until = until;
+        true
+    }
+
+    /// Room for all new bindings of one answer at once, so that they do not push each other out.
+    fn make_room(&mut self, count: usize, cost: usize) -> Vec<Addr> {
+        let budget = self.config.capacity.saturating_mul(NAME_BYTES_PER_BINDING);
+        let mut changed = Vec::new();
+        while self.bindings.len() + count > self.config.capacity || self.name_bytes + count * cost > budget {
+            let Some((_, id)) = self.by_until.first().copied() else { break };
+            changed.extend(self.remove(id));
+            self.evicted += 1;
+        }
+        changed
+    }
+
+    fn insert(&mut self, binding: Binding) {
+        let siblings = self.by_addr.get(&binding.addr).map(Vec::as_slice).unwrap_or_default();
+        if siblings.len() >= PER_ADDRESS {
+            let until = |id: &Id| self.bindings.get(id).map(|binding| binding.until);
+            let first = siblings.iter().copied().min_by_key(until);
+            first.and_then(|id| self.remove(id));
+            self.evicted += 1;
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        self.name_bytes += cost(&binding.chain);
+        self.by_addr.entry(binding.addr).or_default().push(id);
+        self.by_until.insert((binding.until, id));
+        self.bindings.insert(id, binding);
+    }
+
+    fn remove(&mut self, id: Id) -> Option<Addr> {
+        let binding = self.bindings.remove(&id)?;
+        self.by_until.remove(&(binding.until, id));
+        self.name_bytes -= cost(&binding.chain);
+        if let Some(ids) = self.by_addr.get_mut(&binding.addr) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.by_addr.remove(&binding.addr);
+            }
+        }
+        Some(binding.addr)
+    }
+}
+
+/// Memory of a chain, charged to every binding that shares it: too much rather than too little.
+fn cost(chain: &[Name]) -> usize {
+    chain.iter().map(|name| name.as_str().len() + 2 * size_of::<Name>()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CONFIG: TableConfig = TableConfig { ttl_floor: 10, ttl_cap: 100, capacity: 1000 };
+
+    fn answer(chain: &[&str], addresses: &[(u8, u32)]) -> Answer {
+        let chain: Vec<_> = chain.iter().map(|name| Name::from_text(name).unwrap()).collect();
+        Answer {
+            id: 0,
+            question: chain[0].clone(),
+            qtype: 1,
+            truncated: false,
+            rcode: 0,
+            chain,
+            chain_cut: false,
+            addresses: addresses.iter().map(|(last, ttl)| (addr(*last), *ttl)).collect(),
+        }
+    }
+
+    fn addr(last: u8) -> Addr {
+        Addr::from_v4([192, 0, 2, last])
+    }
+
+    fn names(table: &Table, last: u8, now: BootNanos) -> Vec<String> {
+        table.names(addr(last), now).iter().map(Name::to_string).collect()
+    }
+
+    #[test]
+    fn ttl_rows() {
+        for (ttl, want) in [(0, 10), (10, 10), (11, 11), (100, 100), (101, 100), (u32::MAX, 100)] {
+            let mut table = Table::new(CONFIG);
+            table.observe(&answer(&["a"], &[(1, ttl)]), 7);
+            assert_eq!(table.bindings(addr(1)).next().unwrap().until, 7 + want * SECOND, "{ttl}");
+        }
+        let mut table = Table::new(TableConfig { ttl_floor: 50, ttl_cap: 20, ..CONFIG });
+        table.observe(&answer(&["a"], &[(1, 30)]), BootNanos::MAX - 1);
+        assert_eq!(table.bindings(addr(1)).next().unwrap().until, BootNanos::MAX);
+    }
+
+    #[test]
+    fn the_chain_seen_last_comes_first_and_no_name_twice() {
+        let mut table = Table::new(CONFIG);
+        table.observe(&answer(&["a", "cdn"], &[(1, 20)]), 0);
+        table.observe(&answer(&["b", "cdn"], &[(1, 50)]), 1);
+        assert_eq!(names(&table, 1, 2), ["b", "cdn", "a"]);
+        table.observe(&answer(&["a", "cdn"], &[(1, 20)]), 3);
+        assert_eq!(names(&table, 1, 4), ["a", "cdn", "b"]);
+        assert_eq!(table.len(), 2);
+        assert_eq!(names(&table, 1, 30 * SECOND), ["b", "cdn"]);
+        assert_eq!(names(&table, 1, 51 * SECOND + 1), Vec::<String>::new());
+        assert_eq!(names(&table, 2, 0), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_repeated_answer_extends_and_never_shortens() {
+        let mut table = Table::new(CONFIG);
+        assert_eq!(table.observe(&answer(&["a"], &[(1, 50), (2, 50), (1, 60)]), 0), [addr(1), addr(2)]);
+        assert_eq!(table.observe(&answer(&["a"], &[(1, 60)]), 0), []);
+        assert_eq!(table.observe(&answer(&["a"], &[(1, 20), (2, 60)]), SECOND), [addr(2)]);
+        assert_eq!(table.expire(60 * SECOND), [addr(1)]);
+        assert_eq!(table.expire(61 * SECOND), [addr(2)]);
+        assert!(table.is_empty() && table.addresses().next().is_none());
+    }
+
+    #[test]
+    fn a_new_chain_or_address_keeps_the_old_ones() {
+        let mut table = Table::new(CONFIG);
+        table.observe(&answer(&["a", "x"], &[(1, 20)]), 0);
+        table.observe(&answer(&["a", "y"], &[(1, 50), (2, 50)]), 1);
+        assert_eq!(table.len(), 3);
+        assert_eq!(table.expire(20 * SECOND), [addr(1)]);
+        assert_eq!(names(&table, 1, 20 * SECOND), ["a", "y"]);
+    }
+
+    #[test]
+    fn one_answer_shares_its_chain() {
+        let mut table = Table::new(CONFIG);
+        table.observe(&answer(&["a"], &[(1, 20), (2, 20)]), 0);
+        table.observe(&answer(&["a"], &[(2, 20), (3, 20)]), 0);
+        let first = table.bindings(addr(1)).next().unwrap();
+        assert!(Arc::ptr_eq(&first.chain, &table.bindings(addr(3)).next().unwrap().chain));
+    }
+
+    #[test]
+    fn the_first_to_run_out_makes_room_but_not_for_its_own_answer() {
+        let mut table = Table::new(TableConfig { capacity: 3, ..CONFIG });
+        table.observe(&answer(&["a"], &[(1, 90), (2, 80), (3, 70)]), 0);
+        let changed = table.observe(&answer(&["b"], &[(4, 10), (5, 10)]), 0);
+        assert_eq!(changed, [2, 3, 4, 5].map(addr));
+        assert_eq!((table.len(), table.evicted), (3, 2));
+        assert_eq!(table.addresses().collect::<BTreeSet<_>>(), [1, 4, 5].map(addr).into());
+    }
+
+    #[test]
+    fn one_address_has_bounded_bindings() {
+        let mut table = Table::new(CONFIG);
+        for n in 0..PER_ADDRESS + 10 {
+            table.observe(&answer(&[&format!("n{n}")], &[(1, 90)]), n as BootNanos);
+        }
+        assert_eq!((table.len(), table.evicted), (PER_ADDRESS, 10));
+        assert_eq!(names(&table, 1, 300)[0], format!("n{}", PER_ADDRESS + 9));
+        assert!(!names(&table, 1, 300).contains(&"n9".to_owned()));
+    }
+
+    #[test]
+    fn names_have_a_budget() {
+        let long = vec![format!("{0}.{0}.{0}", "x".repeat(63)); 1];
+        let mut table = Table::new(TableConfig { capacity: 100, ..CONFIG });
+        for n in 0..100 {
+            let asked = format!("n{n}.{}", long[0]);
+            table.observe(&answer(&[&asked, &asked.replace('x', "y")], &[(n, 90)]), BootNanos::from(n));
+            assert!(table.name_bytes <= 100 * NAME_BYTES_PER_BINDING);
+        }
+        assert!(table.len() < 60 && table.evicted > 40);
+        table.expire(BootNanos::MAX);
+        assert_eq!(table.name_bytes, 0);
+    }
+
+    proptest! {
+        /// Against a list of bindings that is searched from end to end.
+        #[test]
+        fn as_the_naive_table(
+            ops in prop::collection::vec((0u8..6, prop::collection::vec((0u8..5, 0u32..120), 0..4), 0u64..9), 1..60),
+        ) {
+            let chains = [["a", "x"], ["b", "x"], ["a", "y"], ["c", "z"], ["z", "c"], ["b", "a"]];
+            let mut table = Table::new(CONFIG);
+            let mut naive: Vec<(usize, u8, BootNanos)> = Vec::new(); // the last seen last
+            let mut now = 0;
+            for (which, addresses, pause) in ops {
+                now += pause * SECOND;
+                let before = naive.clone();
+                naive.retain(|(_, _, until)| now < *until);
+                prop_assert_eq!(
+                    table.expire(now).into_iter().collect::<BTreeSet<_>>(),
+                    before.iter().filter(|b| b.2 <= now).map(|b| addr(b.1)).collect::<BTreeSet<_>>()
+                );
+                let which = usize::from(which);
+                let mut longest = BTreeMap::new();
+                for (last, ttl) in &addresses {
+                    let until = now + BootNanos::from((*ttl).clamp(10, 100)) * SECOND;
+                    longest.entry(*last).and_modify(|u: &mut u64| *u = until.max(*u)).or_insert(until);
+                }
+                let mut changed = Vec::new();
+                for (last, until) in longest {
+                    let old = naive.iter().position(|b| (b.0, b.1) == (which, last)).map(|at| naive.remove(at).2);
+                    if old.is_none_or(|old| old < until) {
+                        changed.push(addr(last));
+                    }
+                    naive.push((which, last, old.map_or(until, |old| old.max(until))));
+                }
+                prop_assert_eq!(table.observe(&answer(&chains[which], &addresses), now), changed);
+                prop_assert_eq!(table.len(), naive.len());
+                for last in 0..5 {
+                    let mut want: Vec<String> = Vec::new();
+                    for b in naive.iter().rev().filter(|b| b.1 == last) {
+                        let new: Vec<_> = chains[b.0].iter().filter(|n| !want.contains(&n.to_string())).collect();
+                        want.extend(new.into_iter().map(ToString::to_string));
+                    }
+                    prop_assert_eq!(names(&table, last, now), want);
+                }
+            }
+        }
+    }
+}
