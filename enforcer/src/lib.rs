@@ -4,5 +4,6 @@
 //! people type.
 
 pub mod api;
+pub mod config;
 pub mod engine;
 pub mod sys;

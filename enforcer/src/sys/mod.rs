@@ -3,5 +3,10 @@
 pub mod bpf;
 pub mod btf;
 pub mod canary;
+pub mod clock;
+pub mod control;
 pub mod host;
+pub mod log;
+pub mod policy_dir;
+pub mod preflight;
 pub mod process;
