@@ -10,3 +10,4 @@ pub mod log;
 pub mod policy_dir;
 pub mod preflight;
 pub mod process;
+pub mod sink;
