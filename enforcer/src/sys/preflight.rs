@@ -92,7 +92,8 @@ impl Preflight {
         .collect()
     }
 
-    fn capability_problem(&self) -> Option<Problem> {
+    /// The one lack that another user does not have.
+    pub fn capability_problem(&self) -> Option<Problem> {
         let has = |bit: u32| self.capabilities.is_none_or(|set| set & (1 << bit) != 0);
         let needed = [(CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON"), (CAP_NET_ADMIN, "CAP_NET_ADMIN")];
         let lacking: Vec<_> =

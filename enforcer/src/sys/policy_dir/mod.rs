@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
+use serde::Serialize;
 
 pub use watch::watch;
 
@@ -26,7 +27,7 @@ pub struct Source {
 }
 
 /// Why a file or the directory cannot be used, and what to do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 pub struct Problem {
     pub path: PathBuf,
     pub kind: ProblemKind,
@@ -34,11 +35,14 @@ pub struct Problem {
     pub hint: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ProblemKind {
     /// Somebody who is not root could have written it. The daemon refuses it; `check` may read on.
     Untrusted,
     Unusable,
+    /// Not by us, or not now.
+    Unreadable,
 }
 
 impl fmt::Display for Problem {
@@ -109,8 +113,8 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>, Problem> {
     Ok(paths)
 }
 
-/// `None`: the file went away since it was listed, which the watcher will tell.
-fn read_file(path: &Path) -> Result<Option<(Source, Option<Problem>)>, Problem> {
+/// One file, and why it is not to be trusted if so. `None`: it does not exist, or no more.
+pub fn read_file(path: &Path) -> Result<Option<(Source, Option<Problem>)>, Problem> {
     let file = match open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -169,7 +173,8 @@ fn unreadable(path: &Path, error: &io::Error) -> Problem {
         io::ErrorKind::PermissionDenied => "run as root",
         _ => "make it readable or remove it",
     };
-    unusable(path, format!("cannot be read: {error}"), hint)
+    let problem = unusable(path, format!("cannot be read: {error}"), hint);
+    Problem { kind: ProblemKind::Unreadable, ..problem }
 }
 
 fn unusable(path: &Path, message: impl Into<String>, hint: impl Into<String>) -> Problem {

@@ -70,7 +70,7 @@ fn gap_text(gap: &Gap) -> String {
 }
 
 /// As it is if it could be nothing but one word; else in quotes, in which no other quote can stand.
-fn word(text: &str) -> String {
+pub fn word(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/@+*%=,~\\".contains(&byte);
     if !text.is_empty() && text.bytes().all(plain) {
         return text.to_owned();
