@@ -3,5 +3,11 @@
 pub mod bpf;
 pub mod btf;
 pub mod canary;
+pub mod clock;
+pub mod control;
 pub mod host;
+pub mod log;
+pub mod policy_dir;
+pub mod preflight;
 pub mod process;
+pub mod sink;

@@ -1,0 +1,105 @@
+//! `enforcer check`
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{BAD, Distrust, Exit, Failure, GOOD, print, print_json, settings};
+use crate::sys::policy_dir::{self, Problem, ProblemKind, Source};
+
+/// Read the policy files as the daemon would, and report everything that is wrong
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The directory of the policy files [default: as in the settings]. Of a directory named here, files that
+    /// the daemon would refuse because others may write them are read, with a warning.
+    dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
+    let report = match &args.dir {
+        Some(dir) => Report::of(dir, Distrust::Ignore),
+        None => Report::of(&settings(config, Distrust::Ignore)?.policies, Distrust::Refuse),
+    };
+    if args.json {
+        print_json(&report)?;
+    } else {
+        report.print()?;
+    }
+    Ok(if report.ok { Exit::Yes } else { Exit::No })
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    ok: bool,
+    directory: PathBuf,
+    files: usize,
+    rules: usize,
+    errors: Vec<Finding>,
+    warnings: Vec<Finding>,
+}
+
+/// A problem of the directory or a diagnostic of a file, in the two forms it is shown in.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+struct Finding {
+    #[serde(skip)]
+    text: String,
+    json: Value,
+}
+
+impl Finding {
+    fn new(finding: &(impl Serialize + ToString)) -> Self {
+        let text = finding.to_string();
+        Self { json: serde_json::to_value(finding).unwrap_or_else(|_| text.clone().into()), text }
+    }
+}
+
+impl Report {
+    fn of(dir: &Path, distrust: Distrust) -> Self {
+        let (sources, problems) = policy_dir::scan(dir);
+        let harmless = |problem: &Problem| distrust == Distrust::Ignore && problem.kind == ProblemKind::Untrusted;
+        let (warnings, errors): (Vec<_>, Vec<_>) = problems.into_iter().partition(harmless);
+        let mut report = Self {
+            ok: false,
+            directory: dir.to_owned(),
+            files: sources.len(),
+            rules: 0,
+            errors: errors.iter().map(Finding::new).collect(),
+            warnings: warnings.iter().map(Finding::new).collect(),
+        };
+        report.judge(&sources);
+        report.ok = report.errors.is_empty();
+        report
+    }
+
+    /// STUB until the branches meet: `engine::policy::parse` fills `rules`, `warnings` and `errors`.
+    fn judge(&mut self, sources: &[Source]) {
+        for source in sources {
+            self.errors.push(Finding::new(&format!("{}: this build has no policy parser", source.path)));
+        }
+    }
+
+    /// Findings to stderr as compilers do, the sum to stdout.
+    fn print(&self) -> Result<(), Failure> {
+        let mut stderr = anstream::stderr().lock();
+        for finding in self.errors.iter().chain(&self.warnings) {
+            writeln!(stderr, "{}", finding.text.trim_end())?;
+        }
+        drop(stderr);
+        let (style, word) = if self.ok { (GOOD, "ok") } else { (BAD, "not usable") };
+        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let mut counts = vec![count(self.files, "file"), count(self.rules, "rule")];
+        if !self.errors.is_empty() {
+            counts[1] = count(self.errors.len(), "error");
+        }
+        if !self.warnings.is_empty() {
+            counts.push(count(self.warnings.len(), "warning"));
+        }
+        print(&format!("{style}{word}{style:#}: {}: {}", self.directory.display(), counts.join(", ")))
+    }
+}

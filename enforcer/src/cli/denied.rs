@@ -1,0 +1,87 @@
+//! `enforcer denied`
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::client::{self, Client, strange};
+use super::{Exit, Failure, print, print_json};
+use crate::api::{Denied, Reply, Request};
+use crate::sys::sink::text;
+
+/// List what is denied now: address, names, rule, and for how long
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    client: client::Args,
+}
+
+pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
+    let Reply::Denied(entries) = Client::connect(&args.client, config)?.ask(Request::Denied)? else {
+        return Err(strange("no list"));
+    };
+    if args.client.json {
+        print_json(&entries)?;
+    } else {
+        print(&table(&entries))?;
+    }
+    Ok(Exit::Yes)
+}
+
+const HEADER: [&str; 5] = ["ADDRESS", "NAMES", "RULE", "VERDICT", "EXPIRES IN"];
+
+fn table(entries: &[Denied]) -> String {
+    if entries.is_empty() {
+        return "no address is denied".into();
+    }
+    let header = HEADER.map(str::to_owned);
+    let rows: Vec<_> = [header].into_iter().chain(entries.iter().map(row)).collect();
+    let widths: Vec<_> = (0..HEADER.len())
+        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
+        .collect();
+    let line = |row: &[String; HEADER.len()]| {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn row(entry: &Denied) -> [String; HEADER.len()] {
+    let names: Vec<_> = entry.names.iter().map(|name| text::word(name)).collect();
+    let expires = match entry.expires_in_seconds {
+        Some(seconds) => humantime::format_duration(Duration::from_secs(seconds)).to_string(),
+        None => "never (while the rule stands)".into(),
+    };
+    let names = if names.is_empty() { "-".into() } else { names.join(" < ") };
+    [entry.address.clone(), names, text::word(&entry.rule), entry.verdict.clone(), expires]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_nothing_is_left_blank() {
+        let address = Denied {
+            address: "192.0.2.10".into(),
+            ip: "192.0.2.10".parse().ok(),
+            names: vec!["tracker.example".into(), "cdn.example".into()],
+            rule: "no-trackers".into(),
+            verdict: "deny".into(),
+            expires_in_seconds: Some(3599),
+        };
+        let network = Denied {
+            address: "2001:db8::/32".into(),
+            ip: None,
+            names: Vec::new(),
+            expires_in_seconds: None,
+            verdict: "audit".into(),
+            ..address.clone()
+        };
+        let wanted = "\
+ADDRESS        NAMES                          RULE         VERDICT  EXPIRES IN
+192.0.2.10     tracker.example < cdn.example  no-trackers  deny     59m 59s
+2001:db8::/32  -                              no-trackers  audit    never (while the rule stands)";
+        assert_eq!(table(&[address, network]), wanted);
+        assert_eq!(table(&[]), "no address is denied");
+    }
+}

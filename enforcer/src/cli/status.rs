@@ -1,0 +1,227 @@
+//! `enforcer status`
+
+use std::fmt::{self, Display};
+use std::path::Path;
+use std::time::Duration;
+
+use super::client::{self, Client, strange};
+use super::{BAD, Exit, Failure, GOOD, WARN, print, print_json};
+use crate::api::{Enforcement, MapStatus, PolicyStatus, Reply, Request, SinkStatus, Status};
+
+/// What is really enforced now, what is wrong, and what was done so far
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    client: client::Args,
+}
+
+/// Exits with "no" when denial is not proven.
+pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
+    let Reply::Status(status) = Client::connect(&args.client, config)?.ask(Request::Status)? else {
+        return Err(strange("no status"));
+    };
+    if args.client.json {
+        print_json(&status)?;
+    } else {
+        print(&Screen(&status).to_string())?;
+    }
+    Ok(if status.enforcement.active { Exit::Yes } else { Exit::No })
+}
+
+/// The whole answer for people: first what counts most.
+struct Screen<'a>(&'a Status);
+
+impl Display for Screen<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Status { enforcement, policy, counters, dns, map, .. } = self.0;
+        headline(f, enforcement)?;
+        policy_error(f, policy)?;
+        for warning in &self.0.warnings {
+            writeln!(f, "{WARN}warning:{WARN:#} {warning}")?;
+        }
+        writeln!(f)?;
+        let PolicyStatus { files, rules, patterns, networks, .. } = policy;
+        let loaded = ago(policy.loaded_seconds_ago);
+        writeln!(f, "policy    {rules} rules ({patterns} host patterns, {networks} networks)")?;
+        writeln!(f, "          of {files} files in {}, loaded {loaded}", policy.directory)?;
+        writeln!(
+            f,
+            "connects  {} seen, {} denied, {} audited{}",
+            counters.connects,
+            counters.denied,
+            counters.audited,
+            bad(&[(counters.lost_events, "reports lost"), (counters.faults, "let pass unread")])
+        )?;
+        writeln!(
+            f,
+            "dns       {} answers, {} of {} bindings{}",
+            dns.answers,
+            dns.bindings,
+            dns.capacity,
+            bad(&[
+                (counters.lost_answers, "answers lost"),
+                (dns.unparsed, "not understood"),
+                (dns.streams_lost, "TCP streams lost"),
+                (dns.evicted, "bindings evicted early"),
+                (dns.refused_bindings, "denied names with protected addresses"),
+            ])
+        )?;
+        map_line(f, map)?;
+        self.0.sinks.iter().try_for_each(|sink| sink_line(f, sink))?;
+        let Status { version, pid, kernel, uptime_seconds, .. } = self.0;
+        write!(f, "daemon    enforcer {version}, pid {pid}, up {}, kernel {kernel}", span(*uptime_seconds))
+    }
+}
+
+fn headline(f: &mut fmt::Formatter<'_>, enforcement: &Enforcement) -> fmt::Result {
+    let layer = match enforcement.layer.as_str() {
+        "lsm" => "LSM",
+        "cgroup" => "cgroup hooks",
+        other => other,
+    };
+    if enforcement.active {
+        let proven = ago(enforcement.canary_age_seconds);
+        writeln!(f, "{GOOD}enforcing:{GOOD:#} {layer}, proven by the canary {proven}")?;
+        if let Some(reason) = &enforcement.reason {
+            writeln!(f, "{WARN}not by LSM:{WARN:#} {reason}")?;
+        }
+        return Ok(());
+    }
+    let canary = format!("the canary was {}", enforcement.canary);
+    let why: Vec<_> = enforcement.reason.iter().chain([&canary]).map(String::as_str).collect();
+    writeln!(f, "{BAD}NOT ENFORCING:{BAD:#} {}", why.join("; "))
+}
+
+/// An old policy that still stands looks like a loaded one: say it loudly, with what `check` would say.
+fn policy_error(f: &mut fmt::Formatter<'_>, policy: &PolicyStatus) -> fmt::Result {
+    let Some(error) = &policy.error else { return Ok(()) };
+    writeln!(f, "{BAD}policy:{BAD:#} the files have errors; the policy from before them is in force")?;
+    error.lines().try_for_each(|line| writeln!(f, "  {line}"))
+}
+
+fn map_line(f: &mut fmt::Formatter<'_>, map: &MapStatus) -> fmt::Result {
+    let holes = bad(&[(map.failed_inserts, "could NOT be denied")]);
+    write!(f, "denied    {} of at most {} addresses{holes}", map.addresses, map.capacity)?;
+    if map.adopted > 0 {
+        write!(f, ", {} taken over from the daemon before", map.adopted)?;
+    }
+    writeln!(f)
+}
+
+fn sink_line(f: &mut fmt::Formatter<'_>, sink: &SinkStatus) -> fmt::Result {
+    let SinkStatus { name, written, lost, error } = sink;
+    write!(f, "sink      {name}: {written} written{}", bad(&[(*lost, "lost")]))?;
+    if let Some(error) = error {
+        write!(f, " {WARN}({error}){WARN:#}")?;
+    }
+    writeln!(f)
+}
+
+/// Those that are not zero, marked.
+fn bad(counts: &[(u64, &str)]) -> String {
+    let some = counts.iter().filter(|(count, _)| *count > 0);
+    some.map(|(count, what)| format!(", {WARN}{count} {what}{WARN:#}")).collect()
+}
+
+fn ago(seconds: u64) -> String {
+    format!("{} ago", span(seconds))
+}
+
+/// The two largest units: `2days 3h`.
+fn span(seconds: u64) -> String {
+    let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Counters, DnsStatus};
+
+    fn plain(status: &Status) -> String {
+        anstream::adapter::strip_str(&Screen(status).to_string()).to_string()
+    }
+
+    fn healthy() -> Status {
+        Status {
+            version: "0.1.0".into(),
+            pid: 7,
+            uptime_seconds: 183_845,
+            kernel: "6.1.0".into(),
+            enforcement: Enforcement {
+                active: true,
+                layer: "lsm".into(),
+                reason: None,
+                canary: "refused".into(),
+                canary_age_seconds: 12,
+            },
+            policy: PolicyStatus {
+                directory: "/etc/enforcer/policies.d".into(),
+                files: 2,
+                rules: 3,
+                patterns: 40,
+                networks: 5,
+                loaded_seconds_ago: 61,
+                ..PolicyStatus::default()
+            },
+            counters: Counters { connects: 100, denied: 9, audited: 1, ..Counters::default() },
+            dns: DnsStatus { answers: 50, bindings: 60, capacity: 1000, ..DnsStatus::default() },
+            map: MapStatus { addresses: 8, capacity: 65536, ..MapStatus::default() },
+            sinks: vec![SinkStatus { name: "journald".into(), written: 100, ..SinkStatus::default() }],
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_healthy_daemon_fits_one_short_screen() {
+        let wanted = "\
+enforcing: LSM, proven by the canary 12s ago
+
+policy    3 rules (40 host patterns, 5 networks)
+          of 2 files in /etc/enforcer/policies.d, loaded 1m 1s ago
+connects  100 seen, 9 denied, 1 audited
+dns       50 answers, 60 of 1000 bindings
+denied    8 of at most 65536 addresses
+sink      journald: 100 written
+daemon    enforcer 0.1.0, pid 7, up 2days 3h, kernel 6.1.0";
+        assert_eq!(plain(&healthy()), wanted);
+    }
+
+    #[test]
+    fn what_is_wrong_comes_first() {
+        let mut status = healthy();
+        status.enforcement.active = false;
+        status.enforcement.reason = Some("bpf is not among the LSMs".into());
+        status.enforcement.canary = "let through".into();
+        status.policy.error = Some("error: a.toml:1:1: bad\n  = write good".into());
+        status.warnings = vec!["do this".into()];
+        let text = plain(&status);
+        let wanted = "\
+NOT ENFORCING: bpf is not among the LSMs; the canary was let through
+policy: the files have errors; the policy from before them is in force
+  error: a.toml:1:1: bad
+    = write good
+warning: do this
+";
+        assert!(text.starts_with(wanted), "{text}");
+    }
+
+    #[test]
+    fn the_weaker_layer_and_every_loss_are_shown() {
+        let mut status = healthy();
+        status.enforcement.layer = "cgroup".into();
+        status.enforcement.reason = Some("no bpf".into());
+        status.counters.lost_events = 3;
+        status.counters.faults = 4;
+        status.map.failed_inserts = 5;
+        status.sinks[0].lost = 6;
+        status.sinks[0].error = Some("No space left".into());
+        let text = plain(&status);
+        for wanted in [
+            "enforcing: cgroup hooks, proven", "not by LSM: no bpf", ", 3 reports lost, 4 let pass unread\n",
+            ", 5 could NOT be denied", ", 6 lost (No space left)",
+        ] {
+            assert!(text.contains(wanted), "{wanted}\n not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,584 @@
+//! `enforcer.toml`: text in, settings that cannot be wrong out. Pure; every error at once.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use syslog::Facility;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// Where the settings are unless `--config` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/enforcer/enforcer.toml";
+
+/// The settings of the daemon. `packaging/enforcer.toml` documents each for those who write the file.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub policies: PathBuf,
+    pub events: EventVolume,
+    pub layer: LayerChoice,
+    pub require_lsm: bool,
+    pub ttl_floor: Duration,
+    pub ttl_cap: Duration,
+    pub never_deny: Vec<IpNetwork>,
+    pub on_stop: OnStop,
+    pub socket: PathBuf,
+    /// `None`: the root of the cgroup2 mount.
+    pub cgroup: Option<PathBuf>,
+    pub pin: PathBuf,
+    /// As written; what an empty list means depends on the surroundings, see [`Config::sinks_or_default`].
+    pub sinks: Vec<SinkConfig>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventVolume {
+    All,
+    /// Deny and audit verdicts, and gaps.
+    Denied,
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerChoice {
+    Auto,
+    Lsm,
+    Cgroup,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnStop {
+    Release,
+    Keep,
+}
+
+#[derive(Clone, Debug)]
+pub enum SinkConfig {
+    Json(Target),
+    Text(Target),
+    Syslog { facility: Facility, socket: PathBuf },
+    Journald,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    Stdout,
+    File(PathBuf),
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            policies: "/etc/enforcer/policies.d".into(),
+            events: EventVolume::All,
+            layer: LayerChoice::Auto,
+            require_lsm: false,
+            ttl_floor: Duration::from_secs(60 * 60),
+            ttl_cap: Duration::from_secs(24 * 60 * 60),
+            never_deny: Vec::new(),
+            on_stop: OnStop::Release,
+            socket: "/run/enforcer/control.sock".into(),
+            cgroup: None,
+            pin: "/sys/fs/bpf/enforcer".into(),
+            sinks: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// The configured sinks; without any, the journal if stdout is connected to it, else text on stdout.
+    pub fn sinks_or_default(&self, under_systemd: bool) -> Vec<SinkConfig> {
+        match (self.sinks.is_empty(), under_systemd) {
+            (false, _) => self.sinks.clone(),
+            (true, true) => vec![SinkConfig::Journald],
+            (true, false) => vec![SinkConfig::Text(Target::Stdout)],
+        }
+    }
+}
+
+/// Something wrong in the file, where, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    pub file: String,
+    /// From 1.
+    pub line: usize,
+    /// In characters, from 1.
+    pub column: usize,
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.message)?;
+        self.hint.iter().try_for_each(|hint| write!(f, "\n  hint: {hint}"))
+    }
+}
+
+/// The settings in `text`; `file` is its name for messages.
+pub fn parse(file: &str, text: &str) -> Result<Config, Vec<ConfigError>> {
+    let mut reader = Reader { file, text, errors: Vec::new() };
+    let (table, syntax) = DeTable::parse_recoverable(text);
+    for error in &syntax {
+        reader.error(error.span().unwrap_or_default(), error.message(), None);
+    }
+    if !syntax.is_empty() {
+        return Err(reader.errors); // what recovery made of the rest would only mislead
+    }
+    let config = reader.config(table.get_ref());
+    if reader.errors.is_empty() {
+        Ok(config)
+    } else {
+        reader.errors.sort_by_key(|error| (error.line, error.column));
+        Err(reader.errors)
+    }
+}
+
+type Value<'a> = Spanned<DeValue<'a>>;
+type Table<'a> = DeTable<'a>;
+
+const KEYS: &[&str] = &[
+    "policies",
+    "events",
+    "layer",
+    "require_lsm",
+    "ttl_floor",
+    "ttl_cap",
+    "never_deny",
+    "on_stop",
+    "socket",
+    "cgroup",
+    "pin",
+    "sink",
+];
+const SINK_TYPES: &[&str] = &["json", "text", "syslog", "journald"];
+
+/// Collects errors; each method returns `None` after it has reported one.
+struct Reader<'a> {
+    file: &'a str,
+    text: &'a str,
+    errors: Vec<ConfigError>,
+}
+
+impl Reader<'_> {
+    fn config(&mut self, table: &Table<'_>) -> Config {
+        let mut config = Config::default();
+        for (key, value) in table {
+            let name = key.get_ref().as_ref();
+            match name {
+                "policies" => put(&mut config.policies, self.path(name, value)),
+                "events" => put(&mut config.events, self.choice(name, value, EVENTS)),
+                "layer" => put(&mut config.layer, self.choice(name, value, LAYERS)),
+                "require_lsm" => put(&mut config.require_lsm, self.boolean(name, value)),
+                "ttl_floor" => put(&mut config.ttl_floor, self.duration(name, value)),
+                "ttl_cap" => put(&mut config.ttl_cap, self.duration(name, value)),
+                "never_deny" => config.never_deny = self.networks(name, value),
+                "on_stop" => put(&mut config.on_stop, self.choice(name, value, ON_STOP)),
+                "socket" => put(&mut config.socket, self.path(name, value)),
+                "cgroup" => config.cgroup = self.path(name, value),
+                "pin" => put(&mut config.pin, self.path(name, value)),
+                "sink" => config.sinks = self.sinks(value),
+                _ => self.unknown_key(key, KEYS, "enforcer.toml"),
+            }
+        }
+        self.contradictions(table, &config);
+        config
+    }
+
+    /// Settings that are right alone and wrong together.
+    fn contradictions(&mut self, table: &Table<'_>, config: &Config) {
+        let at = |key: &str| table.get(key).map_or(0..0, Spanned::span);
+        if config.ttl_floor > config.ttl_cap {
+            let key = if table.contains_key("ttl_floor") { "ttl_floor" } else { "ttl_cap" };
+            let message = format!(
+                "ttl_floor ({}) is longer than ttl_cap ({})",
+                humantime::format_duration(config.ttl_floor),
+                humantime::format_duration(config.ttl_cap)
+            );
+            self.error(at(key), &message, Some("set both, the floor at most as long as the cap".into()));
+        }
+        if config.require_lsm && config.layer == LayerChoice::Cgroup {
+            let hint = "remove one of the two lines";
+            self.error(at("layer"), "layer = \"cgroup\" contradicts require_lsm = true", Some(hint.into()));
+        }
+    }
+
+    fn sinks(&mut self, value: &Value<'_>) -> Vec<SinkConfig> {
+        let Some(tables) = value.get_ref().as_array() else {
+            self.wrong_type("sink", value, "tables, each headed [[sink]]");
+            return Vec::new();
+        };
+        tables.iter().filter_map(|table| self.sink(table)).collect()
+    }
+
+    fn sink(&mut self, value: &Value<'_>) -> Option<SinkConfig> {
+        let Some(table) = value.get_ref().as_table() else {
+            self.wrong_type("sink", value, "a table headed [[sink]]");
+            return None;
+        };
+        let Some(kind) = table.get("type") else {
+            let hint = format!("add a line: type = {}", one_of(SINK_TYPES));
+            self.error(value.span(), "this sink has no type", Some(hint));
+            return None;
+        };
+        match self.string("type", kind)? {
+            name @ ("json" | "text") => {
+                self.only_keys(table, &["type", "path"], name);
+                let Some(path) = table.get("path") else {
+                    let hint = "add a line: path = \"-\" (stdout) or the path of a file";
+                    self.error(value.span(), &format!("this {name} sink has no path"), Some(hint.into()));
+                    return None;
+                };
+                let target = self.target(path)?;
+                Some(if name == "json" { SinkConfig::Json(target) } else { SinkConfig::Text(target) })
+            }
+            "syslog" => {
+                self.only_keys(table, &["type", "facility", "socket"], "syslog");
+                let facility = table.get("facility").map(|value| self.facility(value));
+                let socket = table.get("socket").map(|value| self.path("socket", value));
+                Some(SinkConfig::Syslog {
+                    facility: facility.unwrap_or(Some(Facility::LOG_DAEMON))?,
+                    socket: socket.unwrap_or_else(|| Some("/dev/log".into()))?,
+                })
+            }
+            "journald" => {
+                self.only_keys(table, &["type"], "journald");
+                Some(SinkConfig::Journald)
+            }
+            other => {
+                let message = format!("there is no sink of type {other:?}");
+                self.error(kind.span(), &message, Some(format!("write {}", one_of(SINK_TYPES))));
+                None
+            }
+        }
+    }
+
+    fn target(&mut self, value: &Value<'_>) -> Option<Target> {
+        if value.get_ref().as_str() == Some("-") {
+            return Some(Target::Stdout);
+        }
+        self.path("path", value).map(Target::File)
+    }
+
+    fn facility(&mut self, value: &Value<'_>) -> Option<Facility> {
+        let text = self.string("facility", value)?;
+        let facility = text.parse().ok();
+        if facility.is_none() {
+            let hint = "write \"daemon\", \"auth\", \"authpriv\", \"user\" or \"local0\" to \"local7\"";
+            self.error(value.span(), &format!("{text:?} is no syslog facility"), Some(hint.into()));
+        }
+        facility
+    }
+
+    fn networks(&mut self, key: &str, value: &Value<'_>) -> Vec<IpNetwork> {
+        let Some(items) = value.get_ref().as_array() else {
+            self.wrong_type(key, value, "a list of strings, such as [\"192.0.2.0/24\"]");
+            return Vec::new();
+        };
+        items.iter().filter_map(|item| self.network(key, item)).collect()
+    }
+
+    fn network(&mut self, key: &str, value: &Value<'_>) -> Option<IpNetwork> {
+        let text = self.string(key, value)?;
+        let wrong = match text.parse::<IpNetwork>() {
+            Err(_) => Some("write an address, or a network such as 192.0.2.0/24 or 2001:db8::/32".to_owned()),
+            Ok(network) => network_problem(network),
+        };
+        if let Some(hint) = wrong {
+            self.error(value.span(), &format!("{text:?} is not usable in {key}"), Some(hint));
+            return None;
+        }
+        text.parse().ok()
+    }
+
+    fn path(&mut self, key: &str, value: &Value<'_>) -> Option<PathBuf> {
+        let text = self.string(key, value)?;
+        if !text.starts_with('/') || text.contains('\0') {
+            let message = format!("{key} is {text:?}, which is not an absolute path");
+            self.error(value.span(), &message, Some("write the whole path, from /".into()));
+            return None;
+        }
+        Some(PathBuf::from(text))
+    }
+
+    fn duration(&mut self, key: &str, value: &Value<'_>) -> Option<Duration> {
+        const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+        let hint = "write a number with a unit, such as \"30s\", \"90m\", \"1h 30m\" or \"7days\"";
+        let text = self.string_or(key, value, hint)?;
+        match humantime::parse_duration(text) {
+            Ok(duration) if duration <= LONGEST => Some(duration),
+            Ok(_) => {
+                self.error(value.span(), &format!("{key} is longer than a year"), None);
+                None
+            }
+            Err(error) => {
+                self.error(value.span(), &format!("{key} is {text:?}: {error}"), Some(hint.into()));
+                None
+            }
+        }
+    }
+
+    fn boolean(&mut self, key: &str, value: &Value<'_>) -> Option<bool> {
+        let boolean = value.get_ref().as_bool();
+        if boolean.is_none() {
+            self.wrong_type(key, value, "true or false, without quotes");
+        }
+        boolean
+    }
+
+    fn choice<T: Copy>(&mut self, key: &str, value: &Value<'_>, choices: &[(&str, T)]) -> Option<T> {
+        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+        let hint = format!("write {}", one_of(&names));
+        let text = self.string_or(key, value, &hint)?;
+        let found = choices.iter().find(|(name, _)| *name == text);
+        if found.is_none() {
+            self.error(value.span(), &format!("{key} cannot be {text:?}"), Some(hint));
+        }
+        found.map(|(_, choice)| *choice)
+    }
+
+    fn string<'v>(&mut self, key: &str, value: &'v Value<'_>) -> Option<&'v str> {
+        self.string_or(key, value, "write it in quotes")
+    }
+
+    fn string_or<'v>(&mut self, key: &str, value: &'v Value<'_>, hint: &str) -> Option<&'v str> {
+        let text = value.get_ref().as_str();
+        if text.is_none() {
+            let message = format!("{key} is of type {}, a string is needed", value.get_ref().type_str());
+            self.error(value.span(), &message, Some(hint.into()));
+        }
+        text
+    }
+
+    fn only_keys(&mut self, table: &Table<'_>, allowed: &[&str], kind: &str) {
+        for key in table.keys().filter(|key| !allowed.contains(&key.get_ref().as_ref())) {
+            self.unknown_key(key, allowed, &format!("a sink of type {kind:?}"));
+        }
+    }
+
+    fn unknown_key(&mut self, key: &Spanned<std::borrow::Cow<'_, str>>, known: &[&str], place: &str) {
+        let name = key.get_ref();
+        let near = known.iter().find(|known| strsim::damerau_levenshtein(known, name) <= 2);
+        let hint = match near {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => format!("known are {}", known.join(", ")),
+        };
+        self.error(key.span(), &format!("{place} has no key {name:?}"), Some(hint));
+    }
+
+    fn wrong_type(&mut self, key: &str, value: &Value<'_>, wanted: &str) {
+        let message = format!("{key} is of type {}", value.get_ref().type_str());
+        self.error(value.span(), &message, Some(format!("write {wanted}")));
+    }
+
+    fn error(&mut self, span: Range<usize>, message: &str, hint: Option<String>) {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        self.errors.push(ConfigError {
+            file: self.file.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+            message: message.to_owned(),
+            hint,
+        });
+    }
+}
+
+const EVENTS: &[(&str, EventVolume)] =
+    &[("all", EventVolume::All), ("denied", EventVolume::Denied), ("none", EventVolume::None)];
+const LAYERS: &[(&str, LayerChoice)] =
+    &[("auto", LayerChoice::Auto), ("lsm", LayerChoice::Lsm), ("cgroup", LayerChoice::Cgroup)];
+const ON_STOP: &[(&str, OnStop)] = &[("release", OnStop::Release), ("keep", OnStop::Keep)];
+
+/// What to write instead of a network that parses but does not mean what its author thinks.
+fn network_problem(network: IpNetwork) -> Option<String> {
+    if network.prefix() == 0 {
+        return Some("this is every address: nothing would ever be denied".into());
+    }
+    if network.ip() != network.network() {
+        let (ip, net, prefix) = (network.ip(), network.network(), network.prefix());
+        return Some(format!("write {ip} for the one address or {net}/{prefix} for the network"));
+    }
+    match network {
+        IpNetwork::V6(v6) if v6.ip().to_ipv4_mapped().is_some() => {
+            Some("write the IPv4 address: a v4-mapped one is the same to enforcer".into())
+        }
+        _ => None,
+    }
+}
+
+fn put<T>(place: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *place = value;
+    }
+}
+
+fn one_of(names: &[&str]) -> String {
+    names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(" or ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHIPPED: &str = include_str!("../../packaging/enforcer.toml");
+
+    fn errors(text: &str) -> String {
+        let errors = parse("e.toml", text).unwrap_err();
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    }
+
+    fn same(left: &Config, right: &Config) {
+        assert_eq!(format!("{left:#?}"), format!("{right:#?}"));
+    }
+
+    #[test]
+    fn the_shipped_file_is_the_defaults() {
+        same(&parse("", SHIPPED).unwrap(), &Config::default());
+        same(&parse("", "").unwrap(), &Config::default());
+    }
+
+    #[test]
+    fn the_values_shown_in_the_shipped_file_are_the_defaults_and_complete() {
+        let shown: Vec<_> = SHIPPED.lines().filter_map(|line| line.strip_prefix('#')).collect();
+        let shown: Vec<_> = shown.into_iter().filter(|line| line.starts_with(char::is_alphabetic)).collect();
+        same(&parse("", &shown.join("\n")).unwrap(), &Config::default());
+        for key in KEYS.iter().filter(|key| !["cgroup", "sink"].contains(key)) {
+            assert!(shown.iter().any(|line| line.starts_with(&format!("{key} = "))), "{key} is undocumented");
+        }
+    }
+
+    #[test]
+    fn the_examples_in_the_shipped_file_are_right() {
+        let (_, sinks) = SHIPPED.split_once("# [[sink]]").unwrap();
+        let sinks: String = sinks.lines().map(|line| format!("{}\n", line.trim_start_matches('#'))).collect();
+        let config = parse("", &format!("[[sink]]\n{sinks}")).unwrap();
+        assert_eq!(config.sinks.len(), 4);
+        for example in SHIPPED.lines().filter_map(|line| line.split_once("Example: ")) {
+            let text = example.1;
+            let text = if text.starts_with('[') { format!("never_deny = {text}") } else { text.to_owned() };
+            parse("", &text).unwrap();
+        }
+    }
+
+    #[test]
+    fn every_setting_is_read() {
+        let config = parse(
+            "",
+            r#"
+            policies = "/p"
+            events = "denied"
+            layer = "lsm"
+            require_lsm = true
+            ttl_floor = "90s"
+            ttl_cap = "1h 30m"
+            never_deny = ["10.0.0.53", "192.0.2.0/24", "2001:db8::/32"]
+            on_stop = "keep"
+            socket = "/s"
+            cgroup = "/c"
+            pin = "/b"
+            sink = [{ type = "json", path = "-" }, { type = "syslog" }, { type = "syslog", facility = "local3", socket = "/l" }]
+            "#,
+        )
+        .unwrap();
+        assert_eq!((config.policies, config.socket, config.pin), ("/p".into(), "/s".into(), "/b".into()));
+        assert_eq!(config.cgroup, Some("/c".into()));
+        assert_eq!((config.events, config.layer), (EventVolume::Denied, LayerChoice::Lsm));
+        assert_eq!((config.require_lsm, config.on_stop), (true, OnStop::Keep));
+        assert_eq!((config.ttl_floor.as_secs(), config.ttl_cap.as_secs()), (90, 5400));
+        assert_eq!(config.never_deny.len(), 3);
+        assert_eq!(
+            format!("{:?}", config.sinks),
+            r#"[Json(Stdout), Syslog { facility: LOG_DAEMON, socket: "/dev/log" }, Syslog { facility: LOG_LOCAL3, socket: "/l" }]"#
+        );
+    }
+
+    #[test]
+    fn every_mistake_is_said_with_its_place_and_what_to_write() {
+        let rows = [
+            (
+                "polices = \"/p\"",
+                r#"e.toml:1:1: enforcer.toml has no key "polices""#,
+                r#"did you mean "policies"?"#,
+            ),
+            (
+                "\nwhatever = 1",
+                r#"e.toml:2:1: enforcer.toml has no key "whatever""#,
+                "known are policies, events",
+            ),
+            ("ä = 1", "e.toml:1:1:", ""),
+            (
+                "events = \"some\"",
+                r#"e.toml:1:10: events cannot be "some""#,
+                r#"write "all" or "denied" or "none""#,
+            ),
+            (
+                "require_lsm = \"yes\"",
+                "1:15: require_lsm is of type string",
+                "write true or false, without quotes",
+            ),
+            ("ttl_floor = 3600", "1:13: ttl_floor is of type integer, a string is needed", "such as \"30s\""),
+            ("ttl_floor = \"1\"", "1:13: ttl_floor is \"1\"", "with a unit"),
+            ("ttl_cap = \"99years\"", "ttl_cap is longer than a year", ""),
+            ("ttl_floor = \"2days\"", "ttl_floor (2days) is longer than ttl_cap (1day)", "set both"),
+            ("ttl_cap = \"1s\"", "1:11: ttl_floor (1h) is longer than ttl_cap (1s)", "set both"),
+            ("never_deny = \"10.0.0.1\"", "never_deny is of type string", "a list of strings"),
+            (
+                "never_deny = [\n \"10.0.0.1/8\"]",
+                "2:2: \"10.0.0.1/8\"",
+                "write 10.0.0.1 for the one address or 10.0.0.0/8",
+            ),
+            ("never_deny = [\"0.0.0.0/0\"]", "not usable", "nothing would ever be denied"),
+            ("never_deny = [\"::ffff:1.2.3.4\"]", "not usable", "write the IPv4 address"),
+            ("never_deny = [\"dns.example\"]", "not usable", "write an address, or a network"),
+            ("never_deny = [1]", "never_deny is of type integer, a string is needed", ""),
+            ("socket = \"here\"", "socket is \"here\", which is not an absolute path", "from /"),
+            ("pin = \"/a\\u0000b\"", "not an absolute path", ""),
+            ("layer = \"cgroup\"\nrequire_lsm = true", "contradicts require_lsm", "remove one"),
+            ("sink = 3", "sink is of type integer", "[[sink]]"),
+            ("sink = [3]", "sink is of type integer", "[[sink]]"),
+            ("[[sink]]\npath = \"-\"", "1:1: this sink has no type", "add a line: type ="),
+            ("[[sink]]\ntype = \"json\"", "this json sink has no path", "path = \"-\""),
+            ("[[sink]]\ntype = \"kafka\"", "2:8: there is no sink of type \"kafka\"", "\"journald\""),
+            (
+                "[[sink]]\ntype = \"journald\"\npath = \"-\"",
+                "3:1: a sink of type \"journald\" has no key \"path\"",
+                "",
+            ),
+            (
+                "[[sink]]\ntype = \"syslog\"\nfacility = \"x\"",
+                "3:12: \"x\" is no syslog facility",
+                "\"daemon\"",
+            ),
+            ("events = ", "e.toml:1:", ""),
+        ];
+        for (text, message, hint) in rows {
+            let said = errors(text);
+            assert!(said.contains(message) && said.contains(hint), "{text}\n gives\n{said}");
+        }
+    }
+
+    #[test]
+    fn all_errors_come_at_once_in_order() {
+        let said = errors("socket = 1\nevents = 2\n\n[[sink]]\ntype = 3\n");
+        let places: Vec<_> = said.lines().filter_map(|line| line.split(": ").next()).collect();
+        assert!(places.iter().filter(|place| place.starts_with("e.toml")).eq(&[
+            "e.toml:1:10",
+            "e.toml:2:10",
+            "e.toml:5:8"
+        ]));
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_crlf_are_fine() {
+        parse("", "\u{feff}events = \"all\"\r\nlayer = \"auto\"\r\n").unwrap();
+    }
+
+    #[test]
+    fn without_sinks_the_surroundings_decide() {
+        let config = Config::default();
+        assert!(matches!(config.sinks_or_default(true)[..], [SinkConfig::Journald]));
+        assert!(matches!(config.sinks_or_default(false)[..], [SinkConfig::Text(Target::Stdout)]));
+    }
+}

@@ -1,0 +1,60 @@
+//! The one file that asks the clocks. Everything else takes time as an argument.
+
+use jiff::Timestamp;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Nanoseconds since boot, suspend included: what `bpf_ktime_get_boot_ns` stamps records and expiries with.
+pub fn boot_ns() -> u64 {
+    u64::try_from(read(ClockId::Boottime)).unwrap_or(0)
+}
+
+/// The wall-clock time of a boot-time stamp: RFC 3339, UTC, nanoseconds. Both clocks are read each time, so
+/// the answer stays right when somebody sets the wall clock.
+pub fn wall_time(stamp_ns: u64) -> String {
+    rfc3339(wall_ns(read(ClockId::Realtime), read(ClockId::Boottime), stamp_ns))
+}
+
+fn read(clock: ClockId) -> i128 {
+    let now = clock_gettime(clock);
+    i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)
+}
+
+fn wall_ns(real_now: i128, boot_now: i128, stamp_ns: u64) -> i128 {
+    real_now - boot_now + i128::from(stamp_ns)
+}
+
+fn rfc3339(ns: i128) -> String {
+    // Out of jiff's range only for a stamp that no clock gave; the epoch is then as good as anything.
+    let time = Timestamp::from_nanosecond(ns).unwrap_or(Timestamp::UNIX_EPOCH);
+    format!("{time:.9}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_is_as_far_in_the_past_on_the_wall_as_since_boot() {
+        let noon = 1_700_000_000_000_000_000;
+        let text = rfc3339(wall_ns(noon, 5_000_000_000, 4_000_000_001));
+        assert_eq!(text, "2023-11-14T22:13:19.000000001Z");
+    }
+
+    #[test]
+    fn stepping_the_wall_clock_moves_the_answer_with_it() {
+        assert_eq!(wall_ns(1_000 + 77, 10, 8) - wall_ns(1_000, 10, 8), 77);
+    }
+
+    #[test]
+    fn nanoseconds_are_always_written_and_nonsense_does_not_panic() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000000000Z");
+        assert_eq!(rfc3339(i128::MAX), "1970-01-01T00:00:00.000000000Z");
+        assert_eq!(wall_time(boot_ns()).len(), "1970-01-01T00:00:00.000000000Z".len());
+    }
+
+    #[test]
+    fn boot_time_runs() {
+        let before = boot_ns();
+        assert!(before > 0 && boot_ns() >= before);
+    }
+}

@@ -1,0 +1,187 @@
+//! An event as one legible line.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use crate::engine::record::{Connect, Event, Gap, VerdictName};
+
+/// How the line begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stamp {
+    /// Without a time: the receiver (syslog, the journal) adds its own.
+    None,
+    /// `12:08:32.123` (UTC)
+    Time,
+    /// `2026-11-23T12:08:32.123Z`
+    DateTime,
+}
+
+/// `12:08:32.123  DENY   tcp  192.0.2.10:443  tracker.example < cdn.example  curl[12] uid 1000  rule ads`,
+/// without a newline. No byte of it can move a cursor, break the line or pose as another field.
+pub fn line(event: &Event, stamp: Stamp) -> String {
+    let (time, body) = match event {
+        Event::TcpConnect(connect) | Event::UdpConnect(connect) => (&connect.time, connect_text(connect)),
+        Event::Gap(gap) => (&gap.time, gap_text(gap)),
+    };
+    let part = match stamp {
+        Stamp::None => return body,
+        Stamp::Time => time.get(11..23),
+        Stamp::DateTime => time.get(..23),
+    };
+    let zone = if stamp == Stamp::DateTime { "Z" } else { "" };
+    format!("{}{zone}  {body}", escape(part.unwrap_or("?")))
+}
+
+/// The verdict as it stands in the line.
+pub fn verdict(verdict: VerdictName) -> &'static str {
+    match verdict {
+        VerdictName::Allow => "ALLOW",
+        VerdictName::Deny => "DENY",
+        VerdictName::Audit => "AUDIT",
+    }
+}
+
+fn connect_text(connect: &Connect) -> String {
+    let destination = match connect.dst_ip {
+        IpAddr::V4(ip) => format!("{ip}:{}", connect.dst_port),
+        IpAddr::V6(ip) => format!("[{ip}]:{}", connect.dst_port),
+    };
+    let names: Vec<_> = connect.results.iter().map(|name| word(name)).collect();
+    let names = if names.is_empty() { "-".to_owned() } else { names.join(" < ") };
+    let mut text = format!(
+        "{:<5}  {:<4} {destination:<22} {names:<32}  {}[{}] uid {}",
+        verdict(connect.verdict),
+        word(&connect.protocol),
+        word(&connect.comm),
+        connect.pid,
+        connect.uid
+    );
+    if let Some(rule) = &connect.rule {
+        let _ = write!(text, "  rule {}", word(rule)); // into a String: cannot fail
+    }
+    text
+}
+
+fn gap_text(gap: &Gap) -> String {
+    format!(
+        "GAP    {} connect reports and {} DNS answers were lost here: the kernel's ring was full",
+        gap.lost_events, gap.lost_answers
+    )
+}
+
+/// As it is if it could be nothing but one word; else in quotes, in which no other quote can stand.
+pub fn word(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/@+*%=,~\\".contains(&byte);
+    if !text.is_empty() && text.bytes().all(plain) {
+        return text.to_owned();
+    }
+    format!("\"{}\"", escape(text).replace('"', "\\x22"))
+}
+
+/// What is not printable ASCII as `\u{..}`: control characters rule terminals, others look like what they are
+/// not or turn the direction of writing. The record has escaped these already; this holds if it has not.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            ' '..='~' => escaped.push(character),
+            _ => escaped.extend(character.escape_unicode()),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::record::LayerName;
+
+    pub(in crate::sys::sink) fn connect() -> Connect {
+        Connect {
+            time: "2026-11-23T12:08:32.123456789Z".into(),
+            dst_ip: "192.0.2.10".parse().unwrap(),
+            dst_port: 443,
+            results: vec!["tracker.example".into(), "cdn.example".into()],
+            src_ip: None,
+            src_port: 0,
+            protocol: "tcp".into(),
+            pid: 1234,
+            tid: 1234,
+            ppid: 1,
+            uid: 1000,
+            gid: 1000,
+            comm: "curl".into(),
+            executable: Some("/usr/bin/curl".into()),
+            cgroup: Some("/user.slice".into()),
+            layer: LayerName::LsmConnect,
+            verdict: VerdictName::Deny,
+            rule: Some("no-trackers".into()),
+        }
+    }
+
+    fn text(change: impl FnOnce(&mut Connect)) -> String {
+        let mut connect = connect();
+        change(&mut connect);
+        line(&Event::TcpConnect(connect), Stamp::None)
+    }
+
+    #[test]
+    fn a_denied_connect_says_who_what_and_why() {
+        let event = Event::TcpConnect(connect());
+        let body = "DENY   tcp  192.0.2.10:443         tracker.example < cdn.example     curl[1234] uid 1000  rule no-trackers";
+        assert_eq!(line(&event, Stamp::None), body);
+        assert_eq!(line(&event, Stamp::Time), format!("12:08:32.123  {body}"));
+        assert_eq!(line(&event, Stamp::DateTime), format!("2026-11-23T12:08:32.123Z  {body}"));
+    }
+
+    #[test]
+    fn what_is_absent_is_not_invented() {
+        let text = text(|connect| {
+            connect.dst_ip = "2001:db8::1".parse().unwrap();
+            connect.results.clear();
+            connect.rule = None;
+            connect.verdict = VerdictName::Allow;
+        });
+        let columns: Vec<_> = text.split_whitespace().collect();
+        assert_eq!(columns, ["ALLOW", "tcp", "[2001:db8::1]:443", "-", "curl[1234]", "uid", "1000"]);
+    }
+
+    #[test]
+    fn a_gap_stands_out() {
+        let gap = Gap { time: connect().time, lost_events: 7, lost_answers: 2 };
+        let line = line(&Event::Gap(gap), Stamp::Time);
+        assert!(line.starts_with("12:08:32.123  GAP    7 connect reports and 2 DNS answers were lost"));
+    }
+
+    #[test]
+    fn a_command_cannot_pose_as_other_fields() {
+        let said = text(|connect| connect.comm = "a[1] uid 0".into());
+        assert!(said.contains("\"a[1] uid 0\"[1234] uid 1000"), "{said}");
+        let said = text(|connect| connect.comm = "x\" uid 0".into());
+        assert!(said.contains("\"x\\x22 uid 0\"[1234]"), "{said}");
+        let said = text(|connect| connect.comm = String::new());
+        assert!(said.contains(" \"\"[1234]"), "{said}");
+        let said = text(|connect| connect.comm = r"e\x1b[2J".into());
+        assert!(said.contains(r#""e\x1b[2J"[1234]"#), "{said}");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_breaks_the_line(bad in ".*", control in "[\\x00-\\x1f\\x7f-\\x9f\u{202e}\u{2028}\"]*") {
+            let connect = Connect {
+                results: vec![bad.clone(), control.clone()],
+                comm: control.clone(),
+                rule: Some(bad.clone()),
+                protocol: control.clone(),
+                time: format!("{control}{bad}{bad}{bad}"),
+                ..connect()
+            };
+            for stamp in [Stamp::None, Stamp::Time, Stamp::DateTime] {
+                let line = line(&Event::UdpConnect(connect.clone()), stamp);
+                prop_assert!(line.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{line:?}");
+            }
+        }
+    }
+}
