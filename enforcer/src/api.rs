@@ -108,6 +108,8 @@ pub struct MapStatus {
     pub capacity: usize,
     /// Addresses that could not be installed (map full or a failed call): these are NOT denied.
     pub failed_inserts: u64,
+    /// Addresses that should have another entry than they have: no room, or an error.
+    pub owed: usize,
     /// Entries taken over from a daemon before this one.
     pub adopted: usize,
 }

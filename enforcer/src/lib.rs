@@ -6,12 +6,6 @@
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod engine;
 pub mod sys;
-
-/// STUB until the branches meet: `pub mod daemon;` replaces it.
-pub mod daemon {
-    pub fn run(_config: crate::config::Config) -> Result<std::process::ExitCode, String> {
-        Err("this build has no daemon".into())
-    }
-}

@@ -7,7 +7,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{BAD, Distrust, Exit, Failure, GOOD, print, print_json, settings};
-use crate::sys::policy_dir::{self, Problem, ProblemKind, Source};
+use crate::engine::compile::Compiled;
+use crate::engine::policy::{self, Source};
+use crate::sys::policy_dir::{self, Problem, ProblemKind};
 
 /// Read the policy files as the daemon would, and report everything that is wrong
 #[derive(Debug, clap::Args)]
@@ -77,10 +79,14 @@ impl Report {
         report
     }
 
-    /// STUB until the branches meet: `engine::policy::parse` fills `rules`, `warnings` and `errors`.
     fn judge(&mut self, sources: &[Source]) {
-        for source in sources {
-            self.errors.push(Finding::new(&format!("{}: this build has no policy parser", source.path)));
+        let compiled = policy::parse(sources).and_then(|parsed| Ok((Compiled::new(&parsed.set)?, parsed.warnings)));
+        match compiled {
+            Ok((compiled, warnings)) => {
+                self.rules = compiled.counts().rules;
+                self.warnings.extend(warnings.iter().map(Finding::new));
+            }
+            Err(errors) => self.errors.extend(errors.iter().map(Finding::new)),
         }
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use enforcer_common::counter::Counter;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -70,7 +71,9 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         .map_err(DaemonError::Start)?;
     let changes = policy_dir::watch(&config.policies).map_err(DaemonError::Watch)?;
     let Started { kernel, ring, enforcement, cgroup } = start::start(&config)?;
-    let ring = AsyncFd::new(ring).map_err(|source| DaemonError::Io { what: "cannot wait for the ring", source })?;
+    // SAFETY: the ring owns its descriptor, and neither closes nor changes it before it is dropped.
+    let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+        .map_err(|error| DaemonError::Io { what: "cannot wait for the ring", source: error.into() })?;
 
     let (queries, requests) = mpsc::channel(16);
     let (followers, _) = broadcast::channel(FOLLOW);

@@ -62,13 +62,13 @@ impl Policies {
 type Loaded = (Compiled, usize, Vec<Diagnostic>);
 
 fn read(directory: &std::path::Path) -> Result<Loaded, String> {
-    let sources = policy_dir::read(directory).map_err(|problems| lines(&problems))?;
-    let parsed = policy::parse(&sources).map_err(|errors| lines(&errors))?;
-    let compiled = Compiled::new(&parsed.set).map_err(|errors| lines(&errors))?;
+    let sources = policy_dir::read(directory).map_err(lines)?;
+    let parsed = policy::parse(&sources).map_err(lines)?;
+    let compiled = Compiled::new(&parsed.set).map_err(lines)?;
     Ok((compiled, sources.len(), parsed.warnings))
 }
 
-fn lines(items: &[impl ToString]) -> String {
+fn lines<T: ToString>(items: Vec<T>) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 

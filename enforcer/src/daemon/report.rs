@@ -61,10 +61,11 @@ fn status(daemon: &Daemon) -> Status {
         counters: counters(daemon),
         dns: dns(daemon),
         map: MapStatus {
-            addresses: daemon.state.planner().len(),
+            addresses: daemon.state.planner().installed().len(),
             capacity: ADDRESSES as usize,
             failed_inserts: daemon.installer.failed_inserts,
             adopted: daemon.installer.adopted,
+            owed: daemon.state.planner().owed(),
         },
         sinks: daemon.sinks.status(),
         warnings: Vec::new(),
@@ -96,7 +97,7 @@ fn dns(daemon: &Daemon) -> DnsStatus {
         streams_lost: daemon.state.streams_lost(),
         bindings: table.len(),
         capacity: enforcer_common::limits::TABLE_BINDINGS,
-        evicted: table.evicted(),
+        evicted: table.evicted,
         refused_bindings: counts.refused,
     }
 }
@@ -125,6 +126,10 @@ fn warnings(status: &Status, problems: &[String]) -> Vec<String> {
             map.failed_inserts, map.addresses, map.capacity
         ),
     );
+    warn(
+        map.owed > 0,
+        format!("{} addresses are NOT handled as the policy says, for lack of room or because of an error", map.owed),
+    );
     warn(counters.faults > 0, format!("{} connects passed because their address could not be read", counters.faults));
     warn(
         dns.streams_lost > 0,
@@ -136,7 +141,7 @@ fn warnings(status: &Status, problems: &[String]) -> Vec<String> {
 fn denied(daemon: &Daemon) -> Vec<Denied> {
     let now = clock::boot_ns();
     let rule_name = |rule: RuleId| {
-        let name = daemon.state.compiled().rule_name(rule);
+        let name = daemon.state.rule_name(rule);
         name.map_or_else(|| format!("unknown rule {rule:08x}"), str::to_owned)
     };
     let address = |claimed: Claimed| {

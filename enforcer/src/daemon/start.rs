@@ -69,13 +69,13 @@ pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
 
 /// The engine's state before the first policy.
 pub(super) fn state(config: &Config) -> Result<State, DaemonError> {
-    let nanos = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    let seconds = |duration: std::time::Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
     let host = host::protected()
         .map_err(|source| DaemonError::Io { what: "cannot read the host's own addresses", source })?;
     let never = NeverDeny { networks: config.never_deny.iter().copied().map(Network::from).collect(), host };
     let table = TableConfig {
-        ttl_floor: nanos(config.ttl_floor),
-        ttl_cap: nanos(config.ttl_cap),
+        ttl_floor: seconds(config.ttl_floor),
+        ttl_cap: seconds(config.ttl_cap),
         capacity: enforcer_common::limits::TABLE_BINDINGS,
     };
     Ok(State::new(table, never))

@@ -1,6 +1,8 @@
 //! Rules compiled for asking: which rules name this host, which networks stand in the trie.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::Ipv6Addr;
 
 use enforcer_common::limits::NETWORKS;
 use enforcer_common::verdict::{BootNanos, FOREVER, NO_RULE};
@@ -9,6 +11,7 @@ use globset::GlobSet;
 use ipnetwork::IpNetwork;
 
 use super::name::Name;
+use super::plan::Matcher;
 use super::policy::{Action, Diagnostic, Pattern, PolicySet, Rule};
 
 /// Which rule speaks for each action about one name; `NO_RULE` is none.
@@ -65,6 +68,15 @@ impl Network {
     }
 }
 
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Ipv6Addr::from(self.addr).to_ipv4_mapped().zip(self.prefix.checked_sub(96)) {
+            Some((v4, prefix)) => write!(f, "{v4}/{prefix}"),
+            None => write!(f, "{}/{}", Ipv6Addr::from(self.addr), self.prefix),
+        }
+    }
+}
+
 impl From<IpNetwork> for Network {
     fn from(network: IpNetwork) -> Self {
         match network {
@@ -73,6 +85,16 @@ impl From<IpNetwork> for Network {
             }
             IpNetwork::V6(v6) => Self { addr: v6.network().octets(), prefix: v6.prefix() },
         }
+    }
+}
+
+impl Matcher for Compiled {
+    fn entry(&self, chain: &[Name], until: BootNanos) -> Entry {
+        chain.iter().fold(Claims::NONE, |claims, name| claims.or(self.claims(name))).entry(until)
+    }
+
+    fn knows(&self, rule: RuleId) -> bool {
+        self.by_id.contains_key(&rule)
     }
 }
 

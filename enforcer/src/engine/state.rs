@@ -12,7 +12,7 @@ use super::dns::stream::{Flow, Streams};
 use super::dns::table::{Table, TableConfig};
 use super::dns::wire;
 use super::name::Name;
-use super::plan::{Planner, Step};
+use super::plan::{Planner, Step, View};
 use super::record::{Connect, Event, Gap, LayerName, VerdictName, printable, protocol_name};
 
 const TCP: u16 = 6;
@@ -63,7 +63,8 @@ pub struct Claimed {
 
 #[derive(Debug)]
 pub struct State {
-    compiled: Compiled,
+    /// `None`: no policy could be loaded yet, and what was adopted stays as it is.
+    compiled: Option<Compiled>,
     table: Table,
     streams: Streams,
     planner: Planner,
@@ -74,7 +75,7 @@ pub struct State {
 impl State {
     pub fn new(table: TableConfig, never: NeverDeny) -> Self {
         Self {
-            compiled: Compiled::default(),
+            compiled: None,
             table: Table::new(table),
             streams: Streams::default(),
             planner: Planner::default(),
@@ -92,7 +93,7 @@ impl State {
 
     /// A new set of rules: matched against everything already seen.
     pub fn set_policy(&mut self, compiled: Compiled, now: BootNanos) -> Vec<Step> {
-        self.compiled = compiled;
+        self.compiled = Some(compiled);
         self.replan(now)
     }
 
@@ -123,15 +124,17 @@ impl State {
         };
         self.dns.truncated += u64::from(answer.truncated);
         let changed = self.table.observe(&answer, now);
-        let never = &self.never;
-        self.planner.readdress(&changed, &self.table, &self.compiled, &|addr| never.contains(addr), now)
+        self.plan(now, |planner, view| planner.readdress(changed, view))
     }
 
     /// Time has passed: what has run out goes, what did not fit is tried again.
     pub fn tick(&mut self, now: BootNanos) -> Vec<Step> {
         let changed = self.table.expire(now);
-        let never = &self.never;
-        self.planner.tick(&changed, &self.table, &self.compiled, &|addr| never.contains(addr), now)
+        self.plan(now, |planner, view| {
+            let mut steps = planner.readdress(changed, view);
+            steps.extend(planner.tick(view));
+            steps
+        })
     }
 
     /// A step could not be carried out.
@@ -140,8 +143,13 @@ impl State {
     }
 
     fn replan(&mut self, now: BootNanos) -> Vec<Step> {
-        let never = &self.never;
-        self.planner.replan(&self.table, &self.compiled, &|addr| never.contains(addr), now)
+        self.plan(now, Planner::replan)
+    }
+
+    fn plan(&mut self, now: BootNanos, make: impl FnOnce(&mut Planner, &View<'_>) -> Vec<Step>) -> Vec<Step> {
+        let Some(compiled) = &self.compiled else { return Vec::new() };
+        let never = |addr| self.never.contains(addr);
+        make(&mut self.planner, &View { table: &self.table, matcher: compiled, never: &never, now })
     }
 
     /// The event for a connect. `time`: RFC 3339.
@@ -165,7 +173,7 @@ impl State {
             cgroup: facts.cgroup.map(|path| printable(path.as_bytes())),
             layer: layer_name(record.layer),
             verdict: verdict_name(record.verdict),
-            rule: self.compiled.rule_name(record.rule).map(str::to_owned),
+            rule: self.rule_name(record.rule).map(str::to_owned),
         };
         match record.sock_type {
             STREAM | SEQPACKET => Event::TcpConnect(connect),
@@ -183,6 +191,7 @@ impl State {
         let mut all: Vec<Claimed> = self
             .planner
             .installed()
+            .iter()
             .filter_map(|(addr, entry)| {
                 let decision = enforcer_common::decide(Some(entry), None, now);
                 let claim = match decision.verdict {
@@ -198,8 +207,8 @@ impl State {
         all
     }
 
-    pub fn compiled(&self) -> &Compiled {
-        &self.compiled
+    pub fn rule_name(&self, rule: RuleId) -> Option<&str> {
+        self.compiled.as_ref()?.rule_name(rule)
     }
 
     pub fn table(&self) -> &Table {
@@ -211,7 +220,7 @@ impl State {
     }
 
     pub fn dns_counts(&self) -> DnsCounts {
-        DnsCounts { refused: self.planner.refused(), ..self.dns }
+        DnsCounts { refused: self.planner.refused().map(|(_, bindings)| bindings as u64).sum(), ..self.dns }
     }
 
     pub fn streams_lost(&self) -> u64 {

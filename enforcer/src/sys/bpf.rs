@@ -17,6 +17,7 @@ use enforcer_common::kernel::{Offsets, Settings};
 use enforcer_common::{Addr, Entry};
 
 use super::btf::{self, BtfError};
+use crate::engine::compile::Network;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-ebpf"));
 
@@ -88,13 +89,6 @@ pub struct Options<'a> {
     pub read_kernel: bool,
 }
 
-/// A network as the trie wants it: IPv4 as IPv4-mapped, so its prefix is 96 longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Prefix {
-    pub addr: [u8; 16],
-    pub len: u8,
-}
-
 /// The loaded, attached and pinned kernel side.
 #[expect(missing_debug_implementations, reason = "aya's per-CPU array has none")]
 pub struct Kernel {
@@ -151,19 +145,19 @@ impl Kernel {
         self.addresses.iter().map(read).collect()
     }
 
-    pub fn put_network(&mut self, prefix: Prefix, entry: Entry) -> Result<(), BpfError> {
+    pub fn put_network(&mut self, network: Network, entry: Entry) -> Result<(), BpfError> {
         self.networks
-            .insert(&Key::new(prefix.len.into(), prefix.addr), Wire(entry), 0)
+            .insert(&Key::new(network.prefix.into(), network.addr), Wire(entry), 0)
             .map_err(|source| BpfError::Map { map: NETWORKS, source })
     }
 
-    pub fn remove_network(&mut self, prefix: Prefix) -> Result<(), BpfError> {
-        gone(NETWORKS, self.networks.remove(&Key::new(prefix.len.into(), prefix.addr)))
+    pub fn remove_network(&mut self, network: Network) -> Result<(), BpfError> {
+        gone(NETWORKS, self.networks.remove(&Key::new(network.prefix.into(), network.addr)))
     }
 
-    pub fn networks(&self) -> Result<Vec<(Prefix, Entry)>, BpfError> {
+    pub fn networks(&self) -> Result<Vec<(Network, Entry)>, BpfError> {
         let read = |item: Result<(Key<[u8; 16]>, Wire<Entry>), MapError>| {
-            item.map(|(key, Wire(entry))| (Prefix { addr: key.data(), len: key.prefix_len() as u8 }, entry))
+            item.map(|(key, Wire(entry))| (Network { addr: key.data(), prefix: key.prefix_len() as u8 }, entry))
                 .map_err(|source| BpfError::Map { map: NETWORKS, source })
         };
         self.networks.iter().map(read).collect()

@@ -10,4 +10,5 @@ pub mod log;
 pub mod policy_dir;
 pub mod preflight;
 pub mod process;
+pub mod ring;
 pub mod sink;

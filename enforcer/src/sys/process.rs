@@ -8,18 +8,14 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::engine::state::Facts;
+
 /// Nanoseconds of one clock tick in `/proc/PID/stat` (USER_HZ is 100 on every architecture of Linux' ABI that
 /// enforcer runs on).
 const TICK: u64 = 10_000_000;
 
 /// Known cgroups. More than these are looked up again.
 const CGROUPS: usize = 4096;
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
-    pub executable: Option<String>,
-    pub cgroup: Option<String>,
-}
 
 /// Reads facts about processes.
 #[derive(Debug)]

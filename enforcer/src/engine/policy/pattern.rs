@@ -200,6 +200,7 @@ fn refuse_characters(text: &str) -> Result<(), Refusal> {
 fn bad_name(text: &str, error: NameError) -> Refusal {
     let hint = match error {
         NameError::Empty | NameError::EmptyLabel => "write one dot between two labels",
+        NameError::Escape => "write the name without backslashes",
         NameError::TooLong | NameError::LongLabel => "no DNS name is so long: write a shorter one",
     };
     Refusal::new(format!("{} is not a host name: {error}", quote(text)), hint)

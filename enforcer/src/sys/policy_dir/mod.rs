@@ -12,19 +12,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde::Serialize;
 
+use crate::engine::policy::Source;
+
 pub use watch::watch;
 
 /// The largest policy file. Large lists stand in list files, not in policies.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
 /// The most policy files.
 pub const MAX_FILES: usize = 1000;
-
-/// One policy file as read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
-    pub path: String,
-    pub bytes: Vec<u8>,
-}
 
 /// Why a file or the directory cannot be used, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
