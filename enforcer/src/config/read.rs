@@ -1,6 +1,6 @@
-//! `enforcer.toml`: text in, settings that cannot be wrong out. Pure; every error at once.
+//! Reads the settings by hand from toml's spanned tree: serde would stop at the first mistake.
 
-use std::fmt;
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,111 +10,7 @@ use syslog::Facility;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// Where the settings are unless `--config` says otherwise.
-pub const DEFAULT_PATH: &str = "/etc/enforcer/enforcer.toml";
-
-/// The settings of the daemon. `packaging/enforcer.toml` documents each for those who write the file.
-#[derive(Clone, Debug)]
-pub struct Config {
-    pub policies: PathBuf,
-    pub events: EventVolume,
-    pub layer: LayerChoice,
-    pub require_lsm: bool,
-    pub ttl_floor: Duration,
-    pub ttl_cap: Duration,
-    pub never_deny: Vec<IpNetwork>,
-    pub on_stop: OnStop,
-    pub socket: PathBuf,
-    /// `None`: the root of the cgroup2 mount.
-    pub cgroup: Option<PathBuf>,
-    pub pin: PathBuf,
-    /// As written; what an empty list means depends on the surroundings, see [`Config::sinks_or_default`].
-    pub sinks: Vec<SinkConfig>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventVolume {
-    All,
-    /// Deny and audit verdicts, and gaps.
-    Denied,
-    None,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LayerChoice {
-    Auto,
-    Lsm,
-    Cgroup,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnStop {
-    Release,
-    Keep,
-}
-
-#[derive(Clone, Debug)]
-pub enum SinkConfig {
-    Json(Target),
-    Text(Target),
-    Syslog { facility: Facility, socket: PathBuf },
-    Journald,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    Stdout,
-    File(PathBuf),
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            policies: "/etc/enforcer/policies.d".into(),
-            events: EventVolume::All,
-            layer: LayerChoice::Auto,
-            require_lsm: false,
-            ttl_floor: Duration::from_secs(60 * 60),
-            ttl_cap: Duration::from_secs(24 * 60 * 60),
-            never_deny: Vec::new(),
-            on_stop: OnStop::Release,
-            socket: "/run/enforcer/control.sock".into(),
-            cgroup: None,
-            pin: "/sys/fs/bpf/enforcer".into(),
-            sinks: Vec::new(),
-        }
-    }
-}
-
-impl Config {
-    /// The configured sinks; without any, the journal if stdout is connected to it, else text on stdout.
-    pub fn sinks_or_default(&self, under_systemd: bool) -> Vec<SinkConfig> {
-        match (self.sinks.is_empty(), under_systemd) {
-            (false, _) => self.sinks.clone(),
-            (true, true) => vec![SinkConfig::Journald],
-            (true, false) => vec![SinkConfig::Text(Target::Stdout)],
-        }
-    }
-}
-
-/// Something wrong in the file, where, and what to write instead.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct ConfigError {
-    pub file: String,
-    /// From 1.
-    pub line: usize,
-    /// In characters, from 1.
-    pub column: usize,
-    pub message: String,
-    pub hint: Option<String>,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.message)?;
-        self.hint.iter().try_for_each(|hint| write!(f, "\n  hint: {hint}"))
-    }
-}
+use super::{Config, ConfigError, EventVolume, LayerChoice, OnStop, SinkConfig, Target};
 
 /// The settings in `text`; `file` is its name for messages.
 pub fn parse(file: &str, text: &str) -> Result<Config, Vec<ConfigError>> {
@@ -223,25 +119,9 @@ impl Reader<'_> {
             return None;
         };
         match self.string("type", kind)? {
-            name @ ("json" | "text") => {
-                self.only_keys(table, &["type", "path"], name);
-                let Some(path) = table.get("path") else {
-                    let hint = "add a line: path = \"-\" (stdout) or the path of a file";
-                    self.error(value.span(), &format!("this {name} sink has no path"), Some(hint.into()));
-                    return None;
-                };
-                let target = self.target(path)?;
-                Some(if name == "json" { SinkConfig::Json(target) } else { SinkConfig::Text(target) })
-            }
-            "syslog" => {
-                self.only_keys(table, &["type", "facility", "socket"], "syslog");
-                let facility = table.get("facility").map(|value| self.facility(value));
-                let socket = table.get("socket").map(|value| self.path("socket", value));
-                Some(SinkConfig::Syslog {
-                    facility: facility.unwrap_or(Some(Facility::LOG_DAEMON))?,
-                    socket: socket.unwrap_or_else(|| Some("/dev/log".into()))?,
-                })
-            }
+            "json" => self.line_sink(value, table, "json").map(SinkConfig::Json),
+            "text" => self.line_sink(value, table, "text").map(SinkConfig::Text),
+            "syslog" => self.syslog_sink(table),
             "journald" => {
                 self.only_keys(table, &["type"], "journald");
                 Some(SinkConfig::Journald)
@@ -252,6 +132,26 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    fn line_sink(&mut self, value: &Value<'_>, table: &Table<'_>, kind: &str) -> Option<Target> {
+        self.only_keys(table, &["type", "path"], kind);
+        let Some(path) = table.get("path") else {
+            let hint = "add a line: path = \"-\" (stdout) or the path of a file";
+            self.error(value.span(), &format!("this {kind} sink has no path"), Some(hint.into()));
+            return None;
+        };
+        self.target(path)
+    }
+
+    fn syslog_sink(&mut self, table: &Table<'_>) -> Option<SinkConfig> {
+        self.only_keys(table, &["type", "facility", "socket"], "syslog");
+        let facility = table.get("facility").map(|value| self.facility(value));
+        let socket = table.get("socket").map(|value| self.path("socket", value));
+        Some(SinkConfig::Syslog {
+            facility: facility.unwrap_or(Some(Facility::LOG_DAEMON))?,
+            socket: socket.unwrap_or_else(|| Some("/dev/log".into()))?,
+        })
     }
 
     fn target(&mut self, value: &Value<'_>) -> Option<Target> {
@@ -357,7 +257,7 @@ impl Reader<'_> {
         }
     }
 
-    fn unknown_key(&mut self, key: &Spanned<std::borrow::Cow<'_, str>>, known: &[&str], place: &str) {
+    fn unknown_key(&mut self, key: &Spanned<Cow<'_, str>>, known: &[&str], place: &str) {
         let name = key.get_ref();
         let near = known.iter().find(|known| strsim::damerau_levenshtein(known, name) <= 2);
         let hint = match near {
@@ -422,7 +322,7 @@ fn one_of(names: &[&str]) -> String {
 mod tests {
     use super::*;
 
-    const SHIPPED: &str = include_str!("../../packaging/enforcer.toml");
+    const SHIPPED: &str = include_str!("../../../packaging/enforcer.toml");
 
     fn errors(text: &str) -> String {
         let errors = parse("e.toml", text).unwrap_err();
@@ -573,12 +473,5 @@ mod tests {
     #[test]
     fn a_byte_order_mark_and_crlf_are_fine() {
         parse("", "\u{feff}events = \"all\"\r\nlayer = \"auto\"\r\n").unwrap();
-    }
-
-    #[test]
-    fn without_sinks_the_surroundings_decide() {
-        let config = Config::default();
-        assert!(matches!(config.sinks_or_default(true)[..], [SinkConfig::Journald]));
-        assert!(matches!(config.sinks_or_default(false)[..], [SinkConfig::Text(Target::Stdout)]));
     }
 }

@@ -1,0 +1,130 @@
+//! `enforcer.toml`: text in, settings that cannot be wrong out. Pure; every error at once.
+
+mod read;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use syslog::Facility;
+
+pub use read::parse;
+
+/// Where the settings are unless `--config` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/enforcer/enforcer.toml";
+
+/// The settings of the daemon. `packaging/enforcer.toml` documents each for those who write the file.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub policies: PathBuf,
+    pub events: EventVolume,
+    pub layer: LayerChoice,
+    pub require_lsm: bool,
+    pub ttl_floor: Duration,
+    pub ttl_cap: Duration,
+    pub never_deny: Vec<IpNetwork>,
+    pub on_stop: OnStop,
+    pub socket: PathBuf,
+    /// `None`: the root of the cgroup2 mount.
+    pub cgroup: Option<PathBuf>,
+    pub pin: PathBuf,
+    /// As written; what an empty list means depends on the surroundings, see [`Config::sinks_or_default`].
+    pub sinks: Vec<SinkConfig>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventVolume {
+    All,
+    /// Deny and audit verdicts, and gaps.
+    Denied,
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerChoice {
+    Auto,
+    Lsm,
+    Cgroup,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnStop {
+    Release,
+    Keep,
+}
+
+#[derive(Clone, Debug)]
+pub enum SinkConfig {
+    Json(Target),
+    Text(Target),
+    Syslog { facility: Facility, socket: PathBuf },
+    Journald,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    Stdout,
+    File(PathBuf),
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            policies: "/etc/enforcer/policies.d".into(),
+            events: EventVolume::All,
+            layer: LayerChoice::Auto,
+            require_lsm: false,
+            ttl_floor: Duration::from_secs(60 * 60),
+            ttl_cap: Duration::from_secs(24 * 60 * 60),
+            never_deny: Vec::new(),
+            on_stop: OnStop::Release,
+            socket: "/run/enforcer/control.sock".into(),
+            cgroup: None,
+            pin: "/sys/fs/bpf/enforcer".into(),
+            sinks: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// The configured sinks; without any, the journal if stdout is connected to it, else text on stdout.
+    pub fn sinks_or_default(&self, under_systemd: bool) -> Vec<SinkConfig> {
+        match (self.sinks.is_empty(), under_systemd) {
+            (false, _) => self.sinks.clone(),
+            (true, true) => vec![SinkConfig::Journald],
+            (true, false) => vec![SinkConfig::Text(Target::Stdout)],
+        }
+    }
+}
+
+/// Something wrong in the file, where, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    pub file: String,
+    /// From 1.
+    pub line: usize,
+    /// In characters, from 1.
+    pub column: usize,
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.message)?;
+        self.hint.iter().try_for_each(|hint| write!(f, "\n  hint: {hint}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_sinks_the_surroundings_decide() {
+        let config = Config::default();
+        assert!(matches!(config.sinks_or_default(true)[..], [SinkConfig::Journald]));
+        assert!(matches!(config.sinks_or_default(false)[..], [SinkConfig::Text(Target::Stdout)]));
+    }
+}
