@@ -1,4 +1,5 @@
 //! The program as people run it, against a control socket whose daemon is this test.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -23,7 +24,8 @@ struct Daemon {
 impl Daemon {
     fn start(status: Status, denied: Vec<Denied>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (events, _) = broadcast::channel(1024);
         let (requests, mut queries) = mpsc::channel::<Query>(1);
         let listener = {
@@ -49,7 +51,11 @@ impl Daemon {
 
     fn follow(&self, json: &[&str]) -> Child {
         let before = self.events.receiver_count();
-        let child = command("events", &self.socket()).args(json).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = command("events", &self.socket())
+            .args(json)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
         while self.events.receiver_count() == before {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -152,7 +158,10 @@ fn a_daemon_that_does_not_run_is_said() {
     for socket in [stale, dir.path().join("none")] {
         for name in ["status", "events", "denied"] {
             let (code, _, text) = run(&mut command(name, &socket));
-            assert!(code == 3 && text.contains("the daemon does not run") && text.contains("systemctl start"), "{text}");
+            assert!(
+                code == 3 && text.contains("the daemon does not run") && text.contains("systemctl start"),
+                "{text}"
+            );
         }
     }
 }
@@ -176,7 +185,10 @@ fn check_finds_what_is_wrong_with_the_directory() {
     assert!(code == 0 && text.starts_with("ok: ") && text.contains("0 files, 0 rules"), "{code} {text}");
     let none = dir.path().join("none");
     let (code, text, errors) = run(enforcer().arg("check").arg(&none));
-    assert!(code == 1 && text.starts_with("not usable: ") && errors.contains("mkdir -p"), "{code} {text} {errors}");
+    assert!(
+        code == 1 && text.starts_with("not usable: ") && errors.contains("mkdir -p"),
+        "{code} {text} {errors}"
+    );
     let (code, text, _) = run(enforcer().arg("check").arg("--json").arg(&none));
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!((code, &report["ok"], &report["errors"][0]["kind"]), (1, &false.into(), &"unusable".into()));

@@ -59,12 +59,17 @@ impl Finding {
         let text = finding.to_string();
         Self { json: serde_json::to_value(finding).unwrap_or_else(|_| text.clone().into()), text }
     }
+
+    fn warning(problem: &Problem) -> Self {
+        Self { text: problem.as_finding("warning"), ..Self::new(problem) }
+    }
 }
 
 impl Report {
     fn of(dir: &Path, distrust: Distrust) -> Self {
         let (sources, problems) = policy_dir::scan(dir);
-        let harmless = |problem: &Problem| distrust == Distrust::Ignore && problem.kind == ProblemKind::Untrusted;
+        let harmless =
+            |problem: &Problem| distrust == Distrust::Ignore && problem.kind == ProblemKind::Untrusted;
         let (warnings, errors): (Vec<_>, Vec<_>) = problems.into_iter().partition(harmless);
         let mut report = Self {
             ok: false,
@@ -72,7 +77,7 @@ impl Report {
             files: sources.len(),
             rules: 0,
             errors: errors.iter().map(Finding::new).collect(),
-            warnings: warnings.iter().map(Finding::new).collect(),
+            warnings: warnings.iter().map(Finding::warning).collect(),
         };
         report.judge(&sources);
         report.ok = report.errors.is_empty();

@@ -12,7 +12,7 @@ use crate::api::{Reply, Request};
 const PATIENCE: Duration = Duration::from_secs(15);
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct Connection {
     /// The daemon's control socket [default: as in the settings]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -27,7 +27,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn connect(args: &Args, config: Option<&Path>) -> Result<Self, Failure> {
+    pub(super) fn connect(args: &Connection, config: Option<&Path>) -> Result<Self, Failure> {
         let path = match &args.socket {
             Some(path) => path.clone(),
             None => settings(config, Distrust::Ignore)?.socket,
@@ -52,7 +52,9 @@ impl Client {
     pub(super) fn reply(&mut self) -> Result<Reply, Failure> {
         let mut line = String::new();
         match self.lines.read_line(&mut line) {
-            Ok(0) => Err(Failure::new(Exit::Unreachable, "the daemon has closed the connection: it has stopped")),
+            Ok(0) => {
+                Err(Failure::new(Exit::Unreachable, "the daemon has closed the connection: it has stopped"))
+            }
             Ok(_) => match serde_json::from_str(&line) {
                 Ok(Reply::Error(error)) => Err(Failure::new(Exit::Failed, error)),
                 Ok(reply) => Ok(reply),
@@ -74,11 +76,14 @@ fn unreachable(path: &Path, error: &io::Error) -> Failure {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Failure::new(
             Exit::Unreachable,
-            format!("the daemon does not run: nobody answers on {path}\n  start it: systemctl start enforcer, or enforcer run"),
+            format!(
+                "the daemon does not run: nobody answers on {path}\n  start it: systemctl start enforcer, or enforcer run"
+            ),
         ),
-        io::ErrorKind::PermissionDenied => {
-            Failure::new(Exit::Privilege, format!("{path}: {error}\n  only root may ask the daemon: use sudo"))
-        }
+        io::ErrorKind::PermissionDenied => Failure::new(
+            Exit::Privilege,
+            format!("{path}: {error}\n  only root may ask the daemon: use sudo"),
+        ),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
             Failure::new(Exit::Unreachable, format!("the daemon does not answer on {path}: see its log"))
         }

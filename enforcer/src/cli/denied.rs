@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::client::{self, Client, strange};
+use super::client::{Client, Connection, strange};
 use super::{Exit, Failure, print, print_json};
 use crate::api::{Denied, Reply, Request};
 use crate::sys::sink::text;
@@ -12,14 +12,14 @@ use crate::sys::sink::text;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    client: client::Args,
+    connection: Connection,
 }
 
 pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
-    let Reply::Denied(entries) = Client::connect(&args.client, config)?.ask(Request::Denied)? else {
+    let Reply::Denied(entries) = Client::connect(&args.connection, config)?.ask(Request::Denied)? else {
         return Err(strange("no list"));
     };
-    if args.client.json {
+    if args.connection.json {
         print_json(&entries)?;
     } else {
         print(&table(&entries))?;
@@ -35,9 +35,8 @@ fn table(entries: &[Denied]) -> String {
     }
     let header = HEADER.map(str::to_owned);
     let rows: Vec<_> = [header].into_iter().chain(entries.iter().map(row)).collect();
-    let widths: Vec<_> = (0..HEADER.len())
-        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
-        .collect();
+    let widths: Vec<_> =
+        (0..HEADER.len()).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
     let line = |row: &[String; HEADER.len()]| {
         let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()

@@ -5,7 +5,7 @@ use std::path::Path;
 use anstyle::Style;
 use serde_json::json;
 
-use super::client::{self, Client, strange};
+use super::client::{Client, Connection, strange};
 use super::{BAD, Exit, Failure, WARN, print};
 use crate::api::{Reply, Request};
 use crate::engine::record::{Event, VerdictName};
@@ -15,15 +15,15 @@ use crate::sys::sink::text::{self, Stamp};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    client: client::Args,
+    connection: Connection,
 }
 
 pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
-    let mut client = Client::connect(&args.client, config)?;
+    let mut client = Client::connect(&args.connection, config)?;
     client.send(Request::Events)?;
     loop {
         let reply = client.reply()?;
-        print(&if args.client.json { json_line(&reply)? } else { line(&reply)? })?;
+        print(&if args.connection.json { json_line(&reply)? } else { line(&reply)? })?;
     }
 }
 

@@ -55,7 +55,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let config = cli.config.as_deref();
     let done = match cli.command {
-        Command::Run(args) => return run::run(&args, config).unwrap_or_else(|failure| failure.report().into()),
+        Command::Run(args) => {
+            return run::run(&args, config).unwrap_or_else(|failure| failure.report().into());
+        }
         Command::Check(args) => check::run(&args, config),
         Command::Status(args) => status::run(&args, config),
         Command::Events(args) => events::run(&args, config),
@@ -157,7 +159,7 @@ fn settings(file: Option<&Path>, distrust: Distrust) -> Result<Config, Failure> 
 fn unusable(problem: Problem) -> Failure {
     let root = rustix::process::geteuid().is_root();
     let exit = if problem.kind == ProblemKind::Unreadable && !root { Exit::Privilege } else { Exit::Usage };
-    Failure::new(exit, problem.to_string())
+    Failure::new(exit, problem.as_finding("settings"))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::fmt::{self, Display};
 use std::path::Path;
 use std::time::Duration;
 
-use super::client::{self, Client, strange};
+use super::client::{Client, Connection, strange};
 use super::{BAD, Exit, Failure, GOOD, WARN, print, print_json};
 use crate::api::{Enforcement, MapStatus, PolicyStatus, Reply, Request, SinkStatus, Status};
 
@@ -12,15 +12,15 @@ use crate::api::{Enforcement, MapStatus, PolicyStatus, Reply, Request, SinkStatu
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    client: client::Args,
+    connection: Connection,
 }
 
 /// Exits with "no" when denial is not proven.
 pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
-    let Reply::Status(status) = Client::connect(&args.client, config)?.ask(Request::Status)? else {
+    let Reply::Status(status) = Client::connect(&args.connection, config)?.ask(Request::Status)? else {
         return Err(strange("no status"));
     };
-    if args.client.json {
+    if args.connection.json {
         print_json(&status)?;
     } else {
         print(&Screen(&status).to_string())?;
@@ -87,7 +87,7 @@ fn headline(f: &mut fmt::Formatter<'_>, enforcement: &Enforcement) -> fmt::Resul
         }
         return Ok(());
     }
-    let canary = format!("the canary was {}", enforcement.canary);
+    let canary = format!("the canary: {}", enforcement.canary);
     let why: Vec<_> = enforcement.reason.iter().chain([&canary]).map(String::as_str).collect();
     writeln!(f, "{BAD}NOT ENFORCING:{BAD:#} {}", why.join("; "))
 }
@@ -192,12 +192,12 @@ daemon    enforcer 0.1.0, pid 7, up 2days 3h, kernel 6.1.0";
         let mut status = healthy();
         status.enforcement.active = false;
         status.enforcement.reason = Some("bpf is not among the LSMs".into());
-        status.enforcement.canary = "let through".into();
+        status.enforcement.canary = "NOT refused".into();
         status.policy.error = Some("error: a.toml:1:1: bad\n  = write good".into());
         status.warnings = vec!["do this".into()];
         let text = plain(&status);
         let wanted = "\
-NOT ENFORCING: bpf is not among the LSMs; the canary was let through
+NOT ENFORCING: bpf is not among the LSMs; the canary: NOT refused
 policy: the files have errors; the policy from before them is in force
   error: a.toml:1:1: bad
     = write good
@@ -218,8 +218,11 @@ warning: do this
         status.sinks[0].error = Some("No space left".into());
         let text = plain(&status);
         for wanted in [
-            "enforcing: cgroup hooks, proven", "not by LSM: no bpf", ", 3 reports lost, 4 let pass unread\n",
-            ", 5 could NOT be denied", ", 6 lost (No space left)",
+            "enforcing: cgroup hooks, proven",
+            "not by LSM: no bpf",
+            ", 3 reports lost, 4 let pass unread\n",
+            ", 5 could NOT be denied",
+            ", 6 lost (No space left)",
         ] {
             assert!(text.contains(wanted), "{wanted}\n not in\n{text}");
         }

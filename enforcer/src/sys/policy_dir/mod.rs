@@ -40,9 +40,16 @@ pub enum ProblemKind {
     Unreadable,
 }
 
+impl Problem {
+    /// In the form of the policy parser's findings.
+    pub fn as_finding(&self, severity: &str) -> String {
+        format!("{severity}: {}: {}\n  = {}", self.path.display(), self.message, self.hint)
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}\n  hint: {}", self.path.display(), self.message, self.hint)
+        f.write_str(&self.as_finding("error"))
     }
 }
 
@@ -248,7 +255,7 @@ mod tests {
             "device.toml: this is not a regular file",
             "directory.toml: this is not a regular file",
             "large.toml: the file is larger than 1024 KiB",
-            "open.toml: everybody may write it\n  hint: chmod o-w",
+            "open.toml: everybody may write it\n  = chmod o-w",
         ] {
             assert!(said.contains(wanted), "{wanted}\n not in\n{said}");
         }
@@ -296,7 +303,7 @@ mod tests {
     #[test]
     fn a_missing_directory_says_what_to_do() {
         let dir = dir(&["file"]);
-        assert!(said(&dir.path().join("none")).contains("does not exist\n  hint: mkdir -p "));
+        assert!(said(&dir.path().join("none")).contains("does not exist\n  = mkdir -p "));
         assert!(said(&dir.path().join("file")).contains("not a directory"));
     }
 }
