@@ -22,20 +22,13 @@ const POLL: Duration = Duration::from_millis(5);
 pub struct Test {
     pub name: &'static str,
     pub patience: Duration,
-    pub run: Body,
-}
-
-/// A plain function, or one that is told the row it is to test.
-#[derive(Clone, Copy, Debug)]
-pub enum Body {
-    Plain(fn() -> Result<()>),
-    Named(fn(&str) -> Result<()>),
+    pub run: fn() -> Result<()>,
 }
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub const fn test(name: &'static str, run: fn() -> Result<()>) -> Test {
-    Test { name, patience: PATIENCE, run: Body::Plain(run) }
+    Test { name, patience: PATIENCE, run }
 }
 
 impl Test {
@@ -50,10 +43,21 @@ impl Test {
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Record {
     /// Said before the test, with its patience: whoever reads knows how long silence is all right.
-    Start { test: String, patience_seconds: u64 },
-    Result { test: String, passed: bool, seconds: f64, output: String },
+    Start {
+        test: String,
+        patience_seconds: u64,
+    },
+    Result {
+        test: String,
+        passed: bool,
+        seconds: f64,
+        output: String,
+    },
     /// The last line: what is not followed by it did not end well.
-    End { passed: usize, failed: usize },
+    End {
+        passed: usize,
+        failed: usize,
+    },
 }
 
 /// Runs the tests whose names contain one of the filters (all, if there is none) and reports each.
@@ -69,6 +73,11 @@ pub fn run(tests: &[Test], filters: &[String], mut report: impl FnMut(&Record)) 
             _ => failed += 1,
         }
         report(&result);
+    }
+    // What the kernel does last, after the last test's end, counts too.
+    if let Some(trouble) = kernel_log::trouble(&log.new_lines()?) {
+        failed += 1;
+        report(&Record::Result { test: "machine".to_owned(), passed: false, seconds: 0.0, output: trouble });
     }
     report(&Record::End { passed, failed });
     Ok(())
@@ -132,10 +141,7 @@ fn complaint(status: ExitStatus) -> Option<String> {
 /// The child's part: joins the test's cgroup and runs it.
 pub fn run_body(test: &Test) -> Result<()> {
     Cgroup::of(test.name).join()?;
-    match test.run {
-        Body::Plain(run) => run(),
-        Body::Named(run) => run(test.name),
-    }
+    (test.run)()
 }
 
 /// Everything that a test starts is in its cgroup, and ends with it.

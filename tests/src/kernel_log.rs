@@ -73,7 +73,10 @@ mod tests {
 
     #[test]
     fn a_record_is_reduced_to_its_message() {
-        assert_eq!(message("6,339,5140900,-;NET: Registered PF_INET\n SUBSYSTEM=net\n"), "NET: Registered PF_INET");
+        assert_eq!(
+            message("6,339,5140900,-;NET: Registered PF_INET\n SUBSYSTEM=net\n"),
+            "NET: Registered PF_INET"
+        );
     }
 
     #[test]

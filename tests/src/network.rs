@@ -38,14 +38,15 @@ pub fn build() -> Result<()> {
         far += &format!("route add local {prefix} dev lo\n");
     }
     for prefix in SERVED_V6 {
-        near += &format!("-6 route add {prefix} via {RESOLVER_V6}\n");
-        far += &format!("-6 route add local {prefix} dev lo\n");
+        near += &format!("route add {prefix} via {RESOLVER_V6}\n");
+        far += &format!("route add local {prefix} dev lo\n");
     }
     ip_batch(&["-n", FAR], &far)?;
     ip_batch(&[], &near)?;
     // Data in the SYN, in both directions and without a cookie: what the Fast Open tests are about.
     std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "5").context("client side of TCP Fast Open")?;
-    in_far(|| std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "515"))?.context("server side of TCP Fast Open")?;
+    in_far(|| std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "515"))?
+        .context("server side of TCP Fast Open")?;
     std::fs::write("/etc/resolv.conf", format!("nameserver {RESOLVER_V4}\noptions timeout:2 attempts:2\n"))?;
     Ok(())
 }
@@ -65,7 +66,9 @@ pub fn in_far<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
 /// The test network's own addresses are not up to a test: this one says so in words.
 pub fn is_served(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(v4) => matches!(v4.octets(), [192, 0, 2, _] | [198, 51, 100, _] | [203, 0, 113, _] | [198, 18 | 19, ..]),
+        IpAddr::V4(v4) => {
+            matches!(v4.octets(), [192, 0, 2, _] | [198, 51, 100, _] | [203, 0, 113, _] | [198, 18 | 19, ..])
+        }
         IpAddr::V6(v6) => matches!(v6.segments(), [0x2001, 0xdb8, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..]),
     }
 }

@@ -1,22 +1,27 @@
 //! A real dnsmasq on the far side, with the records that a test wants.
 
 use std::fs;
-use std::net::IpAddr;
-use std::path::PathBuf;
+use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::network::{FAR, RESOLVER_V4, RESOLVER_V6};
 use crate::wait;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
+const REPLY_WAIT: Duration = Duration::from_millis(200);
+const HOSTS: &str = "/run/vmtests-hosts";
+/// Tells one version of the records from the next.
+const MARK: &str = "generation.vmtests.example";
 
 #[derive(Debug)]
 pub struct Resolver {
     process: Child,
     hosts: PathBuf,
+    generation: u8,
 }
 
 /// What the resolver shall say besides its hosts: `--cname=…`, `--local-ttl=…`, as dnsmasq spells it.
@@ -25,12 +30,12 @@ pub type Options<'a> = &'a [&'a str];
 impl Resolver {
     /// Started and answering.
     pub fn start(records: &[(&str, IpAddr)], options: Options<'_>) -> Result<Self> {
-        let hosts = PathBuf::from("/run/vmtests-hosts");
-        write_hosts(&hosts, records)?;
+        let hosts = PathBuf::from(HOSTS);
+        write_hosts(&hosts, records, 1)?;
         let process = Command::new("ip")
             .args(["netns", "exec", FAR, "dnsmasq"])
-            .args(["--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root", "--pid-file="])
-            .args(["--bind-interfaces", "--log-facility=/dev/null"])
+            .args(["--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--pid-file="])
+            .args(["--no-resolv", "--no-hosts", "--bind-interfaces", "--log-facility=/dev/null"])
             .arg(format!("--listen-address={RESOLVER_V4},{RESOLVER_V6}"))
             .arg(format!("--addn-hosts={}", hosts.display()))
             .arg("--local=/example/")
@@ -38,24 +43,32 @@ impl Resolver {
             .stdin(Stdio::null())
             .spawn()
             .context("starting dnsmasq")?;
-        let resolver = Self { process, hosts };
-        if let Some((name, _)) = records.first() {
-            wait::until("dnsmasq to answer", PATIENCE, || lookup(name).map(Some))?;
-        }
+        let resolver = Self { process, hosts, generation: 1 };
+        resolver.wait_for_generation()?;
         Ok(resolver)
     }
 
     /// Other records from now on.
-    pub fn replace(&self, records: &[(&str, IpAddr)]) -> Result<()> {
-        write_hosts(&self.hosts, records)?;
+    pub fn replace(&mut self, records: &[(&str, IpAddr)]) -> Result<()> {
+        self.generation += 1;
+        write_hosts(&self.hosts, records, self.generation)?;
         let pid = rustix::process::Pid::from_child(&self.process);
         rustix::process::kill_process(pid, rustix::process::Signal::HUP)?;
-        for (name, address) in records {
-            wait::until(&format!("dnsmasq to say that {name} is {address}"), PATIENCE, || {
-                Ok(lookup(name)?.contains(address).then_some(()))
-            })?;
-        }
-        Ok(())
+        self.wait_for_generation()
+    }
+
+    /// Asks by hand and often: `getaddrinfo` waits seconds for a server that is not up yet.
+    fn wait_for_generation(&self) -> Result<()> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect((RESOLVER_V4, 53))?;
+        socket.set_read_timeout(Some(REPLY_WAIT))?;
+        wait::until("dnsmasq to answer with its newest records", PATIENCE, || {
+            socket.send(&query(MARK))?;
+            let mut reply = [0; 512];
+            let length = socket.recv(&mut reply)?;
+            // One A record: the address is the answer's end.
+            Ok(reply[..length].ends_with(&mark(self.generation)).then_some(()))
+        })
     }
 }
 
@@ -67,18 +80,34 @@ impl Drop for Resolver {
     }
 }
 
-/// The addresses of a name as every program here gets them: glibc's `getaddrinfo`, by way of `getent`.
+/// The addresses of a name as every program here gets them: by glibc's `getaddrinfo`.
 pub fn lookup(name: &str) -> Result<Vec<IpAddr>> {
-    let output = Command::new("getent").args(["ahosts", name]).output().context("getent")?;
-    ensure!(output.status.success(), "getent ahosts {name}: {}", output.status);
-    let text = String::from_utf8(output.stdout)?;
-    let mut addresses =
-        text.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect::<Vec<_>>();
+    let mut addresses = (name, 0)
+        .to_socket_addrs()
+        .with_context(|| format!("looking up {name}"))?
+        .map(|to| to.ip())
+        .collect::<Vec<_>>();
     addresses.dedup();
     Ok(addresses)
 }
 
-fn write_hosts(path: &PathBuf, records: &[(&str, IpAddr)]) -> Result<()> {
-    let lines: String = records.iter().map(|(name, address)| format!("{address} {name}\n")).collect();
+/// A question for the IPv4 addresses of a name.
+fn query(name: &str) -> Vec<u8> {
+    let mut packet = vec![0x45, 0x46, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        packet.push(label.len() as u8);
+        packet.extend_from_slice(label.as_bytes());
+    }
+    packet.extend_from_slice(&[0, 0, 1, 0, 1]);
+    packet
+}
+
+fn mark(generation: u8) -> [u8; 4] {
+    [192, 0, 2, generation]
+}
+
+fn write_hosts(path: &Path, records: &[(&str, IpAddr)], generation: u8) -> Result<()> {
+    let mut lines = format!("{} {MARK}\n", IpAddr::from(mark(generation)));
+    lines.extend(records.iter().map(|(name, address)| format!("{address} {name}\n")));
     fs::write(path, lines).with_context(|| path.display().to_string())
 }

@@ -32,8 +32,10 @@ use installer::Installer;
 use policies::Policies;
 use start::Started;
 
-/// Records handled before the loop looks at its other inputs.
-const BATCH: usize = 512;
+/// How long records are handled before the loop looks at its other inputs, and after how many it looks at the
+/// clock. However slow the machine, `enforcer status` is answered and a signal is heard.
+const SLICE: u64 = 10_000_000;
+const BATCH: usize = 32;
 const TICK: Duration = Duration::from_millis(500);
 /// Ticks between two looks at the host's own addresses, and between two canaries.
 const HOST_TICKS: u64 = 10;
@@ -175,16 +177,15 @@ impl Daemon {
         }
     }
 
-    /// Handles a batch of records. True: the ring is empty.
+    /// Handles records for a while. True: the ring is empty.
     fn drain(&mut self, ring: &mut Ring) -> bool {
-        for _ in 0..BATCH {
-            let Some(()) = ring.next(|bytes| self.record(bytes)) else {
-                self.tell_losses();
-                return true;
-            };
+        let end = clock::boot_ns() + SLICE;
+        let mut empty = false;
+        while !empty && clock::boot_ns() < end {
+            empty = (0..BATCH).any(|_| ring.next(|bytes| self.record(bytes)).is_none());
         }
         self.tell_losses();
-        false
+        empty
     }
 
     fn record(&mut self, bytes: &[u8]) {

@@ -5,9 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use super::sys::{self, Address, family_of};
+use crate::network::RESOLVER_V4;
 
-/// Loopback is never denied, so that connecting to it always works. Nobody listens on the discard port.
-const ELSEWHERE: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 9);
+/// Connecting to the resolver always works: it is never denied. Nobody listens on the discard port.
+const ELSEWHERE: (Ipv4Addr, u16) = (RESOLVER_V4, 9);
 
 pub(super) fn connect(to: SocketAddr, data: &[u8]) -> io::Result<()> {
     connect_and_send(&udp(family_of(to))?, &Address::new(to), data)

@@ -86,7 +86,8 @@ pub(super) fn connect(socket: &OwnedFd, to: &Address) -> io::Result<()> {
 
 pub(super) fn send(socket: &OwnedFd, data: &[u8]) -> io::Result<()> {
     // SAFETY: the data is valid for its length.
-    let sent = unsafe { libc::send(socket.as_raw_fd(), data.as_ptr().cast(), data.len(), libc::MSG_NOSIGNAL) };
+    let sent =
+        unsafe { libc::send(socket.as_raw_fd(), data.as_ptr().cast(), data.len(), libc::MSG_NOSIGNAL) };
     whole(checked(sent)?, data.len())
 }
 
@@ -147,9 +148,8 @@ pub fn set_option(
 ) -> io::Result<()> {
     let length = size_of_val(&value) as libc::socklen_t;
     // SAFETY: the value is valid for its length.
-    let done = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, option, ptr::from_ref(&value).cast(), length)
-    };
+    let done =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, ptr::from_ref(&value).cast(), length) };
     checked(done as isize).map(drop)
 }
 

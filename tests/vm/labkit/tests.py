@@ -39,7 +39,8 @@ def run(series, filters):
 
 def run_kernel(series, root, binaries, filters):
     with scratch("run") as work:
-        task = f"/payload/vmtests run {shlex.join(filters)} >/dev/ttyS1 2>/dev/console </dev/null\n"
+        # ttyS1 carries nothing but records.
+        task = f"stty -F /dev/ttyS1 raw -echo\n/payload/vmtests run {shlex.join(filters)} >/dev/ttyS1 </dev/null\n"
         disk = payload.disk(work, binaries, task)
         guest = kernel(series)
         start = time.monotonic()
@@ -124,7 +125,7 @@ def pump(stream, lines):
 def shell(series):
     binaries = payload.build()
     with scratch("shell") as work:
-        task = "/payload/vmtests network\nPATH=/payload:$PATH setsid -c bash </dev/ttyS0 >/dev/ttyS0 2>&1\n"
+        task = "/payload/vmtests network\nstty -F /dev/ttyS0 sane\nPATH=/payload:$PATH setsid -c bash </dev/ttyS0 >/dev/ttyS0 2>&1\n"
         disk = payload.disk(work, binaries, task)
         command = machine(kernel(series), root_image(), disk, "/payload/test-init")
         return subprocess.call([*command, "-serial", "mon:stdio"])

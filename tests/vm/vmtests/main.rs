@@ -47,6 +47,7 @@ fn run(tests: &[Test], filters: &[String]) -> Result<()> {
 }
 
 fn one(tests: &[Test], name: &str) -> Result<()> {
-    let test = tests.iter().find(|test| test.name == name).with_context(|| format!("no test named {name}"))?;
+    let test =
+        tests.iter().find(|test| test.name == name).with_context(|| format!("no test named {name}"))?;
     harness::run_body(test)
 }

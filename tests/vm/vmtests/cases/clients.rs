@@ -32,7 +32,9 @@ fn curl() -> Result<()> {
     let setup = Setup::new("")?;
     setup.write_policy("deny.toml", &deny(BAD))?;
     let _daemon = setup.start()?;
-    learn(&setup, BAD, BAD_V4)?;
+    let getent = Command::new("getent").args(["hosts", BAD]).output()?;
+    ensure!(getent.status.success(), "{getent:?}");
+    setup.until_denied(BAD_V4, true)?;
     let get = |name: &str| {
         let url = format!("http://{name}:{}/", server.port());
         Command::new("curl").args(["-sS", "-4", "-v", "--max-time", "10", &url]).output()

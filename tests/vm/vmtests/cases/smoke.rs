@@ -37,8 +37,10 @@ fn no_enforcer_is_left_over() -> Result<()> {
 fn resolver_answers() -> Result<()> {
     let v4: IpAddr = "203.0.113.7".parse()?;
     let v6: IpAddr = "2001:db8::7".parse()?;
-    let resolver =
-        Resolver::start(&[("both.example", v4), ("both.example", v6)], &["--cname=alias.example,both.example"])?;
+    let mut resolver = Resolver::start(
+        &[("both.example", v4), ("both.example", v6)],
+        &["--cname=alias.example,both.example"],
+    )?;
     for name in ["both.example", "alias.example"] {
         let addresses = lookup(name)?;
         ensure!(addresses.contains(&v4) && addresses.contains(&v6), "{name} is {addresses:?}");
