@@ -477,8 +477,11 @@ mod tests {
         assert_eq!((streams.len(), streams.lost, streams.bytes()), (0, 5000, 0));
     }
 
-    /// A stream in pieces: shuffled within a distance, some repeated.
-    fn pieces() -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<(usize, Vec<u8>)>)> {
+    /// Messages, and the pieces `(offset, bytes)` of their stream.
+    type Chopped = (Vec<Vec<u8>>, Vec<(usize, Vec<u8>)>);
+
+    /// Shuffled within a distance, some repeated.
+    fn pieces() -> impl Strategy<Value = Chopped> {
         let lens = prop::collection::vec(12usize..300, 1..8);
         (lens, prop::collection::vec((1usize..90, 0usize..12, any::<bool>()), 1..40)).prop_map(
             |(lens, cuts)| {
