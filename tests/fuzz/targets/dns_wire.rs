@@ -18,5 +18,4 @@ fuzz_target!(|bytes: &[u8]| {
     // Four bytes of hint are the cheapest address.
     assert!(answer.addresses.len() * 4 <= bytes.len());
     assert!(answer.addresses.iter().all(|(_, ttl)| *ttl <= i32::MAX.unsigned_abs()));
-    assert!(!answer.truncated || answer.addresses.is_empty());
 });

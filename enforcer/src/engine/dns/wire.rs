@@ -20,7 +20,8 @@ pub struct Answer {
     pub id: u16,
     pub question: Name,
     pub qtype: u16,
-    /// The server cut the message (TC). Such an answer has no addresses: it is asked again over TCP.
+    /// The server cut the message (TC), and most clients ask again over TCP. What stands in it counts all the
+    /// same: clients without TCP (musl before 1.2.4) use it.
     pub truncated: bool,
     pub rcode: u8,
     /// The asked name first, then every name it leads to, in order; no name twice.
@@ -84,10 +85,8 @@ pub fn parse(message: &[u8]) -> Result<Answer, WireError> {
         chain_cut: false,
         addresses: Vec::new(),
     };
-    if !answer.truncated {
-        let records = Records::read(message.answer().map_err(|_| WireError::Record)?)?;
-        records.lead_from(*question.qname(), &mut answer);
-    }
+    let section = message.answer().map_err(|_| WireError::Record)?;
+    Records::read(section, answer.truncated)?.lead_from(*question.qname(), &mut answer);
     Ok(answer)
 }
 
@@ -102,15 +101,21 @@ struct Records<'a> {
 }
 
 impl<'a> Records<'a> {
-    fn read(section: RecordSection<'a, [u8]>) -> Result<Self, WireError> {
+    /// `truncated`: the last record may be cut off, too.
+    fn read(section: RecordSection<'a, [u8]>, truncated: bool) -> Result<Self, WireError> {
         let mut records = Self::default();
         for record in section {
-            let record = record.map_err(|_| WireError::Record)?;
-            if record.class() == Class::IN {
-                records.take(&record).map_err(|_| WireError::Record)?;
+            match record.and_then(|record| records.take_internet(&record)) {
+                Ok(()) => {}
+                Err(_) if truncated => break,
+                Err(_) => return Err(WireError::Record),
             }
         }
         Ok(records)
+    }
+
+    fn take_internet(&mut self, record: &ParsedRecord<'a, [u8]>) -> Result<(), domain::base::wire::ParseError> {
+        if record.class() == Class::IN { self.take(record) } else { Ok(()) }
     }
 
     fn take(&mut self, record: &ParsedRecord<'a, [u8]>) -> Result<(), domain::base::wire::ParseError> {
@@ -379,11 +384,14 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_answer_has_no_addresses_even_if_cut_inside_a_record() {
-        let message = Build::asked("a", A).a("a", 60, 1).set(2, 0x83);
-        for cut in [0, 1, 7] {
-            let answer = parse(&message.0[..message.0.len() - cut]).unwrap();
-            assert!(answer.truncated && answer.addresses.is_empty());
+    fn a_truncated_answer_counts_up_to_where_it_is_cut() {
+        let message = Build::asked("a", A).a("a", 60, 1).a("a", 60, 2);
+        for (cut, addresses) in [(0, 2), (1, 1), (7, 1), (18, 0)] {
+            let whole = &message.0[..message.0.len() - cut];
+            let truncated = Build(whole.to_vec()).set(2, 0x83);
+            let answer = parse(&truncated.0).unwrap();
+            assert!(answer.truncated && answer.addresses.len() == addresses, "{cut}: {answer:?}");
+            assert_eq!(parse(whole).is_err(), cut > 0, "{cut}: cut off without saying so");
         }
     }
 
