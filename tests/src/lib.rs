@@ -1,1 +1,10 @@
-//! Shared by the test binaries.
+//! Shared by the test binaries: a harness, a network with a far side, real clients and servers.
+
+pub mod client;
+pub mod daemon;
+pub mod harness;
+pub mod kernel_log;
+pub mod network;
+pub mod resolver;
+pub mod server;
+pub mod wait;

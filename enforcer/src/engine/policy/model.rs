@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use enforcer_common::verdict::{CANARY_RULE, NO_RULE};
 use enforcer_common::RuleId;
 use ipnetwork::IpNetwork;
 use serde::Serialize;
@@ -61,14 +62,15 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The rule's number in the kernel's maps: 32-bit FNV-1a of its name, 1 where that is 0 (`NO_RULE`).
+/// The rule's number in the kernel's maps: 32-bit FNV-1a of its name, moved aside where that would be `NO_RULE` or
+/// `CANARY_RULE`.
 ///
 /// A hash instead of a running number, so that entries of a daemon before this one still name their rule.
 /// It must never change: pinned maps outlive the program.
 pub fn rule_id(name: &str) -> RuleId {
     let hash =
         name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    hash.max(1)
+    hash.clamp(NO_RULE + 1, CANARY_RULE - 1)
 }
 
 #[cfg(test)]

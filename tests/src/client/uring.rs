@@ -1,0 +1,46 @@
+//! `io_uring`: system calls that are not made as system calls.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use io_uring::{IoUring, opcode, squeue, types::Fd};
+
+use super::sys::{self, Address, family_of};
+
+pub(super) fn connect(to: SocketAddr, data: &[u8]) -> io::Result<()> {
+    let socket = sys::socket(family_of(to), libc::SOCK_STREAM, 0)?;
+    let address = Address::new(to);
+    let entry = opcode::Connect::new(fd(&socket), address.as_ptr(), address.length()).build();
+    // SAFETY: socket and address live until the operation is complete.
+    unsafe { complete(&entry) }?;
+    sys::send(&socket, data)
+}
+
+pub(super) fn sendmsg(to: SocketAddr, data: &[u8]) -> io::Result<()> {
+    let socket = sys::socket(family_of(to), libc::SOCK_DGRAM, 0)?;
+    let address = Address::new(to);
+    let mut part = sys::part(data);
+    let message = sys::message(&mut part, &address);
+    let entry = opcode::SendMsg::new(fd(&socket), &raw const message).build();
+    // SAFETY: socket, address, data and message live until the operation is complete.
+    let sent = unsafe { complete(&entry) }?;
+    if sent as usize == data.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+fn fd(socket: &OwnedFd) -> Fd {
+    Fd(socket.as_raw_fd())
+}
+
+/// Submits one operation and waits for its result.
+///
+/// # Safety
+/// Everything that the entry points to outlives the call.
+unsafe fn complete(entry: &squeue::Entry) -> io::Result<i32> {
+    let mut ring = IoUring::new(2)?;
+    // SAFETY: the caller's promise; the ring is waited for below.
+    unsafe { ring.submission().push(entry) }.map_err(io::Error::other)?;
+    ring.submit_and_wait(1)?;
+    let result = ring.completion().next().ok_or_else(|| io::Error::other("no completion"))?.result();
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) }
+}

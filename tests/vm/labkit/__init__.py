@@ -1,0 +1,1 @@
+"""The VM lab: real kernels, one Debian root image, tests inside. `tests/vm/lab --help` is the way in."""

@@ -1,0 +1,33 @@
+"""What is tested, built and put on a disk of its own."""
+
+import os
+import shutil
+
+from .common import CHECKOUT, GUEST, ext4, run
+
+SIZE = "96M"
+
+
+def build():
+    """The binaries under test, from this checkout as it is now."""
+    run(["cargo", "build", "--locked", "--release", "-p", "enforcer", "-p", "enforcer-tests"], cwd=CHECKOUT)
+    target = os.environ.get("CARGO_TARGET_DIR", CHECKOUT / "target")
+    return {name: f"{target}/release/{name}" for name in ("enforcer", "vmtests")}
+
+
+def disk(work, binaries, task, files=()):
+    """An image with the binaries, the guest's init, `task` (which that init runs), and more files."""
+    tree = work / "payload"
+    tree.mkdir()
+    for name, path in binaries.items():
+        # Debug information would only take time to copy.
+        run(["strip", "--strip-debug", "-o", tree / name, path])
+    shutil.copy(GUEST / "test-init", tree / "test-init")
+    (tree / "test-init").chmod(0o755)
+    (tree / "task").write_text(task)
+    for source in files:
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, tree / source.name)
+    image = work / "payload.ext4"
+    ext4(tree, image, SIZE, "payload")
+    return image

@@ -1,0 +1,166 @@
+//! What events say.
+
+use std::fs;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use enforcer::engine::record::{Event, LayerName, VerdictName};
+use enforcer_tests::client::way;
+use enforcer_tests::daemon::{Setup, connect, deny};
+use enforcer_tests::harness::{Test, test};
+use enforcer_tests::network::RESOLVER_V4;
+use enforcer_tests::resolver::Resolver;
+use enforcer_tests::server::Server;
+use enforcer_tests::wait;
+
+use super::{BAD, BAD_V4, learn, resolver};
+
+const TRIES: u32 = 10_000;
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
+        test("event_fields_are_right", fields),
+        test("event_volume_is_as_configured", volume),
+        test("event_of_a_hostile_process_name_is_escaped", hostile_comm),
+        test("event_carries_the_name_10000_times", names).patient(600),
+        test("events_lost_are_counted", lost).patient(300),
+    ]
+}
+
+fn fields() -> Result<()> {
+    let server = Server::start()?;
+    let _resolver = resolver()?;
+    let setup = Setup::new("")?;
+    setup.write_policy("deny.toml", &deny(BAD))?;
+    let _daemon = setup.start()?;
+    learn(&setup, BAD, BAD_V4)?;
+    let script = format!(
+        "import os, socket\nos.setgid(54321)\nos.setuid(12345)\n\
+         s = socket.socket()\ns.bind(('10.99.0.1', 4321))\n\
+         try: s.connect(('{BAD_V4}', {}))\nexcept PermissionError: print(os.getpid(), os.getppid())\n",
+        server.port()
+    );
+    let output = Command::new("python3").args(["-c", &script]).output()?;
+    let words = String::from_utf8_lossy(&output.stdout);
+    let (pid, ppid) = words.trim().split_once(' ').with_context(|| format!("python: {output:?} {words}"))?;
+    let event = setup.event("python's connect", |event| event.uid == 12345)?;
+    ensure!(event.pid.to_string() == pid && event.tid == event.pid && event.ppid.to_string() == ppid, "{event:?}");
+    ensure!(event.gid == 54321 && event.comm == "python3" && event.protocol == "tcp", "{event:?}");
+    ensure!(event.src_ip == Some("10.99.0.1".parse()?) && event.src_port == 4321, "{event:?}");
+    ensure!(event.dst_ip == BAD_V4 && event.dst_port == server.port() && event.results == [BAD], "{event:?}");
+    ensure!(event.verdict == VerdictName::Deny && event.layer == LayerName::LsmConnect, "{event:?}");
+    ensure!(event.rule.as_deref() == Some("no-bad.example"), "{event:?}");
+    ensure!(event.cgroup.as_deref() == Some("/test-event_fields_are_right"), "{event:?}");
+    let executable = event.executable.as_deref().unwrap_or_default();
+    ensure!(executable.starts_with("/usr/bin/python3"), "{event:?}");
+    let found = setup.events()?.iter().any(|e| matches!(e, Event::TcpConnect(c) if *c == event));
+    ensure!(found, "a TCP connect is not a net_tcp_connect");
+    Ok(())
+}
+
+fn volume() -> Result<()> {
+    let server = Server::start()?;
+    let _resolver = resolver()?;
+    let good = SocketAddr::new(super::GOOD_V4, server.port());
+    let bad = SocketAddr::new(BAD_V4, server.port());
+    let tcp = way("tcp_v4").context("tcp_v4")?.attempt;
+    for (setting, want) in [("denied", vec![BAD_V4]), ("none", vec![])] {
+        let setup = Setup::new(&format!("events = \"{setting}\""))?;
+        setup.write_policy("deny.toml", &deny(BAD))?;
+        let daemon = setup.start()?;
+        learn(&setup, BAD, BAD_V4)?;
+        tcp(good, b"x")?;
+        super::refused("tcp", tcp, bad)?;
+        daemon.stop()?; // writes out everything
+        let seen: Vec<IpAddr> = setup.events()?.iter().filter_map(connect).map(|event| event.dst_ip).collect();
+        ensure!(seen == want, "events = {setting}: {seen:?}");
+    }
+    Ok(())
+}
+
+fn hostile_comm() -> Result<()> {
+    let setup = Setup::new("")?;
+    let _daemon = setup.start()?;
+    let script = "open('/proc/self/comm', 'w').write('a\\n\\x1b[31m\\\"b')\n\
+                  import socket; socket.socket(type=socket.SOCK_DGRAM).connect(('203.0.113.9', 9))\n";
+    Command::new("python3").args(["-c", script]).status()?;
+    let event = setup.event("the connect", |event| event.dst_ip == IpAddr::from([203, 0, 113, 9]))?;
+    ensure!(event.comm == r#"a\x0a\x1b[31m"b"#, "{event:?}");
+    let text = fs::read_to_string(setup.events_file())?;
+    ensure!(!text.contains('\u{1b}'), "an escape sequence reached the file");
+    Ok(())
+}
+
+/// A connect made right after the answer, never seen before, 10,000 times: each event names the name.
+fn names() -> Result<()> {
+    let address = |n: u32| Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + n);
+    let hosts: Vec<(String, IpAddr)> =
+        (1..=TRIES).map(|n| (format!("n{n}.example"), IpAddr::V4(address(n)))).collect();
+    let records: Vec<(&str, IpAddr)> = hosts.iter().map(|(name, ip)| (name.as_str(), *ip)).collect();
+    let _resolver = Resolver::start(&records, &[])?;
+    let setup = Setup::new("")?;
+    let daemon = setup.start()?;
+    let query = UdpSocket::bind("0.0.0.0:0")?;
+    query.connect((RESOLVER_V4, 53))?;
+    query.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut reply = [0; 512];
+    for (n, (name, ip)) in hosts.iter().enumerate() {
+        query.send(&question(n as u16, name))?;
+        query.recv(&mut reply).with_context(|| format!("no answer for {name}"))?;
+        UdpSocket::bind("0.0.0.0:0")?.connect((*ip, 9))?;
+    }
+    daemon.stop()?;
+    let events = setup.events()?;
+    let named = events.iter().filter_map(connect).filter(|event| event.dst_port == 9);
+    let (right, wrong): (Vec<_>, Vec<_>) = named.partition(|event| {
+        let IpAddr::V4(v4) = event.dst_ip else { return false };
+        let n = u32::from(v4) - u32::from(Ipv4Addr::new(198, 18, 0, 0));
+        event.results == [format!("n{n}.example")]
+    });
+    let gaps = events.iter().filter(|event| matches!(event, Event::Gap(_))).count();
+    println!("{} events with the name, {} without, {gaps} gaps", right.len(), wrong.len());
+    ensure!(right.len() == TRIES as usize && wrong.is_empty(), "{} right, {} wrong: {:?}", right.len(), wrong.len(), wrong.first());
+    Ok(())
+}
+
+/// The daemon sleeps while more is reported than the ring holds: seen + lost == sent.
+fn lost() -> Result<()> {
+    const SENT: u64 = 200_000;
+    let setup = Setup::new("")?;
+    let daemon = setup.start()?;
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    daemon.signal(rustix::process::Signal::STOP)?;
+    for _ in 0..SENT {
+        socket.connect("203.0.113.77:7")?;
+    }
+    daemon.signal(rustix::process::Signal::CONT)?;
+    wait::until("the daemon to catch up", Duration::from_secs(120), || {
+        let counters = setup.status()?.counters;
+        Ok((counters.events + counters.lost_events >= SENT).then_some(()))
+    })?;
+    daemon.stop()?;
+    let events = setup.events()?;
+    let seen = events.iter().filter_map(connect).filter(|event| event.dst_port == 7).count() as u64;
+    let gaps: u64 = events.iter().map(|event| if let Event::Gap(gap) = event { gap.lost_events } else { 0 }).sum();
+    let sinks_lost = 0;
+    println!("{seen} seen, {gaps} lost, {SENT} sent");
+    std::io::stdout().flush()?;
+    ensure!(gaps > 0, "the ring held everything: this tests nothing");
+    ensure!(seen + gaps + sinks_lost == SENT, "{seen} + {gaps} != {SENT}");
+    Ok(())
+}
+
+/// A DNS query for an IPv4 address.
+fn question(id: u16, name: &str) -> Vec<u8> {
+    let mut bytes = id.to_be_bytes().to_vec();
+    bytes.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    for label in name.split('.') {
+        bytes.push(label.len() as u8);
+        bytes.extend(label.as_bytes());
+    }
+    bytes.extend([0, 0, 1, 0, 1]);
+    bytes
+}

@@ -1,0 +1,48 @@
+//! The tests by name. A name says what is promised.
+
+mod clients;
+mod events;
+mod life;
+mod reload;
+mod smoke;
+mod ways;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use anyhow::{Result, bail};
+use enforcer_tests::client::Attempt;
+use enforcer_tests::daemon::Setup;
+use enforcer_tests::harness::Test;
+use enforcer_tests::resolver::{Resolver, lookup};
+
+pub(crate) fn all() -> Vec<Test> {
+    [smoke::tests(), ways::tests(), clients::tests(), life::tests(), reload::tests(), events::tests()].concat()
+}
+
+pub(crate) const BAD: &str = "bad.example";
+pub(crate) const GOOD: &str = "good.example";
+pub(crate) const BAD_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 66));
+pub(crate) const GOOD_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10));
+pub(crate) const BAD_V6: &str = "2001:db8::66";
+pub(crate) const GOOD_V6: &str = "2001:db8::10";
+
+/// A resolver that knows a bad and a good name, each with both kinds of addresses.
+pub(crate) fn resolver() -> Result<Resolver> {
+    let records = [(BAD, BAD_V4), (BAD, BAD_V6.parse()?), (GOOD, GOOD_V4), (GOOD, GOOD_V6.parse()?)];
+    Resolver::start(&records, &[])
+}
+
+/// The name is looked up, and the daemon has heard the answer.
+pub(crate) fn learn(setup: &Setup, name: &str, address: IpAddr) -> Result<()> {
+    lookup(name)?;
+    setup.until_denied(address, true)
+}
+
+/// The attempt must end with EPERM.
+pub(crate) fn refused(what: &str, attempt: Attempt, to: SocketAddr) -> Result<()> {
+    match attempt(to, b"must-not-arrive") {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(()),
+        Err(error) => bail!("{what} to {to}: {error}, not EPERM"),
+        Ok(()) => bail!("{what} to {to} was not refused"),
+    }
+}
