@@ -1,5 +1,128 @@
-"""The demo: a full Debian VM, narrated."""
+"""The demo: a full Debian VM with systemd, whose story (tests/vm/demo/script.py) is told on this terminal."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+from . import payload
+from .common import CHECKOUT, LabError, VM, run as run_command, say, scratch
+from .image import root_image
+from .kernel import kernel
+from .machine import machine
+
+SERIES = "6.1"
+LIMIT_SECONDS = 240
+CONSOLE_TAIL = 40
+WIDTH = 100
+# A continued line starts below the second column of an event.
+CONTINUED = " " * 8
+FILES = ("tests/vm/demo", "packaging/enforcer.service", "packaging/enforcer.toml", "policies/00-default.toml")
+BOLD, DIM, RED, GREEN, CYAN = ("\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[36m")
+PLAIN = "\x1b[0m"
+STYLE = re.compile(r"\x1b\[[0-9;]*m")
+OTHER_CONTROLS = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]")
 
 
 def run():
-    raise NotImplementedError
+    binary = build()
+    guest, root = kernel(SERIES), root_image()
+    with scratch("demo") as work:
+        disk = payload.disk(work, {"enforcer": binary}, "", [CHECKOUT / file for file in FILES])
+        console = work / "console"
+        command = machine(guest, root, disk, "/payload/demo/init", extra="systemd.show_status=no net.ifnames=0")
+        command += ["-chardev", f"file,id=console,path={console}", "-serial", "chardev:console", "-serial", "stdio"]
+        story = Story(f"Debian 12, kernel {guest.release}")
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            watchdog = threading.Timer(LIMIT_SECONDS, process.kill)
+            watchdog.start()
+            try:
+                for line in process.stdout:
+                    story.take(line)
+            finally:
+                watchdog.cancel()
+                process.kill()
+            words = process.stderr.read().decode(errors="replace").strip()
+        if story.outcome is None:
+            text = console.read_text(errors="replace") if console.exists() else ""
+            tail = "\n".join(f"  | {line}" for line in [*words.splitlines(), *text.splitlines()[-CONSOLE_TAIL:]])
+            raise LabError(f"the machine stopped or hung before the demo ended; its console:\n{tail}")
+    return story.outcome
+
+
+def build():
+    run_command(["cargo", "build", "--locked", "--release", "-p", "enforcer"], cwd=CHECKOUT)
+    return f"{os.environ.get('CARGO_TARGET_DIR', CHECKOUT / 'target')}/release/enforcer"
+
+
+class Story:
+    """Renders the guest's JSON lines (tests/vm/demo/stage.py)."""
+
+    def __init__(self, system):
+        self.colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self.begin = time.monotonic()
+        self.steps = 0
+        self.outcome = None
+        self.system = system
+        self.show(DIM, f"booting {system} …")
+
+    def take(self, line):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            return  # firmware and such
+        text = record["text"]
+        match record["kind"]:
+            case "heading":
+                self.heading(text)
+            case "note":
+                self.show(DIM, textwrap.fill(text, WIDTH, initial_indent="# ", subsequent_indent="# "))
+            case "command":
+                first, *more = text.splitlines()
+                say(f"{self.style('$ ', CYAN)}{self.style(first, BOLD)}")
+                self.show(BOLD, "\n".join(more)) if more else None
+            case "output":
+                self.output(text)
+            case "good":
+                self.show(GREEN, textwrap.fill(text, WIDTH, initial_indent="✓ ", subsequent_indent="  "))
+            case "failed":
+                self.show(RED, f"✗ not as narrated: {text}")
+                self.outcome = 1
+            case "end":
+                say("")
+                self.show(BOLD + GREEN, f"demo: {text}")
+                self.outcome = 0
+
+    def heading(self, text):
+        self.steps += 1
+        if self.steps == 1:
+            self.show(DIM, f"up after {time.monotonic() - self.begin:.0f} s; from here on everything is what the machine says")
+        title = f"━━ {self.steps}. {text} "
+        say("")
+        self.show(BOLD + CYAN, title + "━" * (WIDTH - len(title)))
+
+    def output(self, text):
+        text = OTHER_CONTROLS.sub("", text)
+        for line in text.splitlines():
+            say("\n".join(wrapped(line if self.colour else STYLE.sub("", line))))
+
+    def show(self, style, text):
+        say(self.style(text, style))
+
+    def style(self, text, style):
+        return f"{style}{text}{PLAIN}" if self.colour else text
+
+
+def wrapped(line):
+    """At blanks and to the width, as nothing else is changed; a line with colours is left to the terminal."""
+    if len(line) <= WIDTH or STYLE.search(line):
+        return [line]
+    cut = line.rfind("  ", WIDTH // 2, WIDTH)
+    cut = cut if cut > 0 else line.rfind(" ", WIDTH // 2, WIDTH)
+    if cut < 0:
+        return [line]
+    return [line[:cut].rstrip(), *wrapped(CONTINUED + line[cut:].lstrip())]
