@@ -6,6 +6,7 @@ mod life;
 mod reload;
 mod smoke;
 mod ways;
+mod without_bpf;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -15,7 +16,14 @@ use enforcer_tests::daemon::Setup;
 use enforcer_tests::harness::Test;
 use enforcer_tests::resolver::{Resolver, lookup};
 
+/// A word of the kernel's command line: this machine was started without `bpf` among its LSMs, on purpose.
+const WITHOUT_BPF: &str = "lab.without_bpf";
+
 pub(crate) fn all() -> Vec<Test> {
+    let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if command_line.split_whitespace().any(|word| word == WITHOUT_BPF) {
+        return without_bpf::tests();
+    }
     [smoke::tests(), ways::tests(), clients::tests(), life::tests(), reload::tests(), events::tests()].concat()
 }
 
