@@ -85,10 +85,9 @@ class Report:
             patience = self.take(line, patience)
 
     def take(self, line, patience):
-        try:
-            record = json.loads(line)
-        except ValueError:
+        if not line.startswith(b"{"):
             return patience  # firmware and such
+        record = json.loads(line)
         match record.get("kind"):
             case "start":
                 self.running = record["test"]
