@@ -46,10 +46,12 @@ def following(command):
     # Forced colours are for the eyes, not for a parser.
     environment = os.environ if "--json" in command else ENVIRONMENT
     with subprocess.Popen(f"exec {command}", shell=True, env=environment) as follower:
-        # Nothing says when it follows; an event that arrives does.
-        until("an event to arrive", lambda: quietly("getent hosts news.example") and os.path.getsize(file) > 0)
-        yield
-        follower.kill()
+        try:
+            # Nothing says when it follows; an event that arrives does.
+            until("an event to arrive", lambda: quietly("getent hosts news.example") and os.path.getsize(file) > 0)
+            yield
+        finally:
+            follower.kill()
 
 
 def it_starts():
@@ -149,6 +151,7 @@ def main():
             step()
     except Exception as error:
         tell("failed", str(error) if isinstance(error, NotAsNarrated) else repr(error))
+        tell("output", quietly("timeout 10 enforcer status")[1])
         tell("output", quietly("journalctl -q --no-pager -b -u enforcer -n 40")[1])
         sys.exit(1)
     tell("end", f"all {len(steps)} steps as narrated")
