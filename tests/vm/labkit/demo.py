@@ -16,7 +16,7 @@ from .kernel import kernel
 from .machine import machine
 
 SERIES = "6.1"
-LIMIT_SECONDS = 240
+LIMIT_SECONDS = 600
 CONSOLE_TAIL = 40
 WIDTH = 100
 # A continued line starts below the second column of an event.
@@ -118,11 +118,22 @@ class Story:
 
 
 def wrapped(line):
-    """At blanks and to the width, as nothing else is changed; a line with colours is left to the terminal."""
-    if len(line) <= WIDTH or STYLE.search(line):
+    """Folded at blanks where it is too wide for the picture; styles take no room."""
+    plain = STYLE.sub("", line)
+    if len(plain) <= WIDTH:
         return [line]
-    cut = line.rfind("  ", WIDTH // 2, WIDTH)
-    cut = cut if cut > 0 else line.rfind(" ", WIDTH // 2, WIDTH)
+    # Between the columns of a table, or else between words.
+    cut = max(plain.rfind("  ", WIDTH // 2, WIDTH), 0) or plain.rfind(" ", WIDTH // 2, WIDTH)
     if cut < 0:
         return [line]
+    cut = raw_index(line, cut)
     return [line[:cut].rstrip(), *wrapped(CONTINUED + line[cut:].lstrip())]
+
+
+def raw_index(line, index):
+    """Where the visible character of this index is, with the styles before it."""
+    for style in STYLE.finditer(line):
+        if style.start() > index:
+            break
+        index += len(style.group())
+    return index
