@@ -19,15 +19,15 @@ test: setup ## run every test: unit, property, fuzz, and in VMs with a real kern
 	@scripts/test
 
 unit: setup ## run the unit and property tests only
-	cargo test --locked --workspace
+	cargo test --locked --workspace --profile lab
 
-vm: build ## run the kernel tests in VMs: make vm KERNELS="6.1 6.12 7.1" TEST=fast_open
+vm: setup ## run the kernel tests in VMs: make vm KERNELS="6.1 6.12 7.1" TEST=fast_open
 	@tests/vm/lab run --kernels "$(KERNELS)" $(TEST)
 
 fuzz: setup ## fuzz every parser: make fuzz SECONDS=600
 	@tests/fuzz/run $(or $(SECONDS),60)
 
-demo: build ## watch it work in a full Debian VM
+demo: setup ## watch it work in a full Debian VM
 	@tests/vm/lab demo
 
 lint: ## formatting, clippy, licences and advisories

@@ -10,7 +10,7 @@ import threading
 import time
 
 from . import payload
-from .common import CHECKOUT, LabError, VM, run as run_command, say, scratch
+from .common import CHECKOUT, LabError, VM, say, scratch
 from .image import root_image
 from .kernel import kernel
 from .machine import machine
@@ -29,7 +29,7 @@ OTHER_CONTROLS = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\
 
 
 def run():
-    binary = build()
+    binary = payload.build()["enforcer"]
     guest, root = kernel(SERIES), root_image()
     with scratch("demo") as work:
         disk = payload.disk(work, {"enforcer": binary}, "", [CHECKOUT / file for file in FILES])
@@ -52,11 +52,6 @@ def run():
             tail = "\n".join(f"  | {line}" for line in [*words.splitlines(), *text.splitlines()[-CONSOLE_TAIL:]])
             raise LabError(f"the machine stopped or hung before the demo ended; its console:\n{tail}")
     return story.outcome
-
-
-def build():
-    run_command(["cargo", "build", "--locked", "--release", "-p", "enforcer"], cwd=CHECKOUT)
-    return f"{os.environ.get('CARGO_TARGET_DIR', CHECKOUT / 'target')}/release/enforcer"
 
 
 class Story:

@@ -32,7 +32,7 @@ fn curl() -> Result<()> {
     let setup = Setup::new("")?;
     setup.write_policy("deny.toml", &deny(BAD))?;
     let _daemon = setup.start()?;
-    let getent = Command::new("getent").args(["hosts", BAD]).output()?;
+    let getent = Command::new("getent").args(["ahostsv4", BAD]).output()?;
     ensure!(getent.status.success(), "{getent:?}");
     setup.until_denied(BAD_V4, true)?;
     let get = |name: &str| {
