@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::bpf_sock_addr, btf_maps::lpm_trie::Key, helpers::bpf_ktime_get_boot_ns,
 };
 use enforcer_common::{
-    Addr, Decision, Verdict,
+    Addr, Decision, Entry, Verdict,
     counter::Counter,
     decide,
     event::{AF_INET, AF_INET6, Layer},
@@ -13,7 +13,7 @@ use enforcer_common::{
 
 use crate::{
     kernel::{Message, Pointer, Socket, Unreadable, read},
-    maps::{ADDRESSES, NETWORKS, count},
+    maps::{ADDRESSES, ANSWERED, NETWORKS, count},
     report,
 };
 
@@ -147,10 +147,16 @@ fn look_up(to: &Destination) -> Decision {
     let key = Addr::from_v6(to.octets).octets();
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    // SAFETY: the kernel replaces whole elements and keeps the old one until running programs have left.
-    let address = unsafe { ADDRESSES.get(key) };
+    // SAFETY: the kernel replaces whole elements.
+    let mut address = unsafe { ADDRESSES.get(key) }.copied().unwrap_or(Entry::NONE);
+    for slot in 0..2 {
+        // SAFETY: elements are changed in place, word by word, each word valid with the others' old values.
+        if let Some(answered) = ANSWERED.get(slot).and_then(|map| unsafe { map.get(key) }) {
+            address = address.merge(*answered);
+        }
+    }
     let network = NETWORKS.get(&Key::new(128, key));
-    decide(address, network, now)
+    decide(Some(&address), network, now)
 }
 
 /// The one fail-open place of the connect path, counted and shown by `enforcer status`.

@@ -1,0 +1,289 @@
+//! The one matcher of names: text against the policy's tables, the same steps in the kernel and in user space.
+//!
+//! A name is matched as lower-cased text without the trailing dot. Exact and suffix patterns are hashes of
+//! suffixes: the text is absorbed from its end, and at the beginning of every label the hash so far is looked
+//! up. All other globs are automata that read the text from its beginning, one word of memory a byte.
+
+use core::ops::ControlFlow;
+
+use crate::repeat::{Repeat, Step};
+use crate::verdict::{NO_RULE, RuleId};
+
+/// SipHash-1-3 of bytes that come one by one, finished as often as wanted.
+///
+/// Keyed, because whoever is denied chooses names: without the key nobody finds two that collide.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct SuffixHash {
+    v: [u64; 4],
+    /// Bytes that do not fill a word yet, the first one lowest.
+    tail: u64,
+    len: u64,
+}
+
+impl SuffixHash {
+    #[inline(always)]
+    pub const fn new([k0, k1]: [u64; 2]) -> Self {
+        let v = [
+            k0 ^ 0x736f_6d65_7073_6575,
+            k1 ^ 0x646f_7261_6e64_6f6d,
+            k0 ^ 0x6c79_6765_6e65_7261,
+            k1 ^ 0x7465_6462_7974_6573,
+        ];
+        Self { v, tail: 0, len: 0 }
+    }
+
+    #[inline(always)]
+    pub const fn push(&mut self, byte: u8) {
+        self.tail |= (byte as u64) << (8 * (self.len & 7));
+        self.len += 1;
+        if self.len & 7 == 0 {
+            self.v[3] ^= self.tail;
+            self.v = round(self.v);
+            self.v[0] ^= self.tail;
+            self.tail = 0;
+        }
+    }
+
+    /// The hash of what was pushed so far.
+    #[inline(always)]
+    pub const fn finish(&self) -> u64 {
+        let last = self.tail | (self.len << 56);
+        let mut v = self.v;
+        v[3] ^= last;
+        v = round(v);
+        v[0] ^= last;
+        v[2] ^= 0xff;
+        v = round(round(round(v)));
+        v[0] ^ v[1] ^ v[2] ^ v[3]
+    }
+}
+
+#[inline(always)]
+const fn round([mut a, mut b, mut c, mut d]: [u64; 4]) -> [u64; 4] {
+    a = a.wrapping_add(b);
+    b = b.rotate_left(13) ^ a;
+    a = a.rotate_left(32);
+    c = c.wrapping_add(d);
+    d = d.rotate_left(16) ^ c;
+    a = a.wrapping_add(d);
+    d = d.rotate_left(21) ^ a;
+    c = c.wrapping_add(b);
+    b = b.rotate_left(17) ^ c;
+    c = c.rotate_left(32);
+    [a, b, c, d]
+}
+
+/// A rule and its place in the policy set, as one number: of two the lesser one comes first in the set.
+pub type Placed = u64;
+pub const NOBODY: Placed = u64::MAX;
+
+#[inline(always)]
+pub const fn placed(place: u32, rule: RuleId) -> Placed {
+    (place as u64) << 32 | rule as u64
+}
+
+#[inline(always)]
+pub const fn rule(placed: Placed) -> RuleId {
+    if placed == NOBODY { NO_RULE } else { placed as u32 }
+}
+
+/// The first rule of each action that names something.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Match {
+    pub allow: Placed,
+    pub deny: Placed,
+    pub audit: Placed,
+}
+
+impl Match {
+    pub const NONE: Self = Self { allow: NOBODY, deny: NOBODY, audit: NOBODY };
+
+    #[inline(always)]
+    pub const fn merge(self, other: Self) -> Self {
+        const fn least(a: Placed, b: Placed) -> Placed {
+            if a < b { a } else { b }
+        }
+        Self {
+            allow: least(self.allow, other.allow),
+            deny: least(self.deny, other.deny),
+            audit: least(self.audit, other.audit),
+        }
+    }
+
+    #[inline(always)]
+    pub const fn is_none(&self) -> bool {
+        self.allow & self.deny & self.audit == NOBODY
+    }
+}
+
+/// What exact and suffix patterns say about one domain. A glob's match stands in `itself`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Domain {
+    pub itself: Match,
+    pub below: Match,
+}
+
+impl Domain {
+    pub const NONE: Self = Self { itself: Match::NONE, below: Match::NONE };
+}
+
+/// Automata that one policy may have. One is best; several together stay small where one would not.
+pub const AUTOMATA: usize = 16;
+/// Words of an automaton's memory that are fetched at once.
+pub const BLOCK: usize = 16;
+
+/// What a matcher must know before it looks anything up.
+///
+/// An automaton's state is the index of its first word; the word at `state + classes[byte]` is the next state,
+/// the one at `state + accept` one more than the index of the domain that is matched if the name ends here.
+/// State 0 is dead, match 0 none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub key: [u64; 2],
+    /// How many entries of `starts` there are.
+    pub automata: u32,
+    /// The class that stands for the end of the name.
+    pub accept: u32,
+    pub starts: [u32; AUTOMATA],
+    pub classes: [u8; 256],
+}
+
+const _: () = assert!(size_of::<Header>() == 16 + 8 + 4 * AUTOMATA + 256);
+
+impl Header {
+    /// Matches nothing.
+    pub const NONE: Self =
+        Self { key: [0; 2], automata: 0, accept: 0, starts: [0; AUTOMATA], classes: [0; 256] };
+}
+
+/// One generation of a policy's tables: maps in the kernel, vectors in user space.
+pub trait Tables: Repeat {
+    fn header(&self) -> &Header;
+    /// What is said about the domain with this hash.
+    fn domain(&self, hash: u64) -> Option<&Domain>;
+    /// The domain with this index.
+    fn domain_at(&self, index: u32) -> Option<&Domain>;
+    /// The word of the automata's memory with this index; 0 beyond its end.
+    fn word(&self, index: u32) -> u32;
+}
+
+/// Room for a name's text: a power of two, so that a mask keeps every index within.
+pub const TEXT: usize = 256;
+
+/// A name on its way through the tables. Lives in map memory in the kernel: what the verifier knows nothing
+/// about it need not keep apart.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Name {
+    pub text: [u8; TEXT],
+    pub len: u32,
+    state: u32,
+    automaton: u32,
+    reserved: u32,
+    hash: SuffixHash,
+    pub matched: Match,
+}
+
+impl Name {
+    pub const EMPTY: Self = Self {
+        text: [0; TEXT],
+        len: 0,
+        state: 0,
+        automaton: 0,
+        reserved: 0,
+        hash: SuffixHash::new([0; 2]),
+        matched: Match::NONE,
+    };
+
+    #[inline(always)]
+    pub fn byte(&self, at: u32) -> u8 {
+        self.text[at as usize % TEXT]
+    }
+}
+
+/// Whoever holds a name and the tables to match it with.
+pub trait Matching {
+    type Tables: Tables;
+    fn name(&mut self) -> &mut Name;
+    fn tables(&self) -> &Self::Tables;
+}
+
+/// Adds to `name().matched` what the tables say about the text.
+#[inline(always)]
+pub fn match_name<C: Matching>(context: &mut C) {
+    let hash = SuffixHash::new(context.tables().header().key);
+    let name = context.name();
+    name.hash = hash;
+    let len = name.len;
+    C::Tables::repeat::<SuffixByte, C>(len, context);
+    let automata = context.tables().header().automata;
+    C::Tables::repeat::<Automaton, C>(automata, context);
+}
+
+/// Absorbs the next byte from the end.
+struct SuffixByte;
+
+impl<C: Matching> Step<C> for SuffixByte {
+    #[inline(always)]
+    fn step(context: &mut C, index: u32) -> ControlFlow<()> {
+        let name = context.name();
+        let at = name.len.wrapping_sub(1).wrapping_sub(index);
+        let byte = name.byte(at);
+        name.hash.push(byte);
+        if at != 0 && name.byte(at.wrapping_sub(1)) != b'.' {
+            return ControlFlow::Continue(());
+        }
+        let hash = name.hash.finish();
+        let said = context.tables().domain(hash).map(|domain| if at == 0 { domain.itself } else { domain.below });
+        if let Some(said) = said {
+            let name = context.name();
+            name.matched = name.matched.merge(said);
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Runs one automaton over the whole text.
+struct Automaton;
+
+impl<C: Matching> Step<C> for Automaton {
+    #[inline(always)]
+    fn step(context: &mut C, index: u32) -> ControlFlow<()> {
+        let start = context.tables().header().starts[index as usize % AUTOMATA];
+        let name = context.name();
+        name.state = start;
+        let len = name.len;
+        C::Tables::repeat::<AutomatonByte, C>(len, context);
+        let state = context.name().state;
+        let tables = context.tables();
+        let accepted = tables.word(state.wrapping_add(tables.header().accept));
+        let said = match accepted {
+            0 => None,
+            index => tables.domain_at(index - 1).map(|domain| domain.itself),
+        };
+        if let Some(said) = said {
+            let name = context.name();
+            name.matched = name.matched.merge(said);
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+struct AutomatonByte;
+
+impl<C: Matching> Step<C> for AutomatonByte {
+    #[inline(always)]
+    fn step(context: &mut C, index: u32) -> ControlFlow<()> {
+        let name = context.name();
+        let (byte, state) = (name.byte(index), name.state);
+        let tables = context.tables();
+        let class = tables.header().classes[byte as usize];
+        let next = tables.word(state.wrapping_add(class.into()));
+        context.name().state = next;
+        if next == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
