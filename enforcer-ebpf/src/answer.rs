@@ -19,86 +19,87 @@ use enforcer_common::{
 use crate::{
     copy,
     kernel::lifetime,
-    maps::{ANSWERED, Answered, HOST, NEVER_DENY, SCRATCH, count, count_outcome},
-    packet::{self, Packet, TCP},
+    maps::{ANSWERED, Answered, HOST, NEVER_DENY, WORK, count, count_outcome},
+    packet::{self, NotDns, Packet, TCP, Work},
     tables::{Generation, control, repeat},
 };
 
 /// False: the packet must not be delivered.
 #[inline(always)]
 pub fn ingress(ctx: &SkBuffContext) -> bool {
-    let Ok(packet) = Packet::read(ctx) else { return true };
-    if packet.says_nothing() {
+    let Some(work) = WORK.get_ptr_mut(0) else { return true };
+    // SAFETY: this CPU's own element, and `busy` tells when another run of this program has it.
+    let work = unsafe { &mut *work };
+    if work.busy != 0 {
+        count_outcome(Outcome::Unread);
+        count(Counter::LostAnswers);
         return true;
     }
-    // SAFETY: takes no argument.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
-    let mut deliver = true;
-    let mut outcome = Outcome::Decided;
-    if packet.len != 0 {
-        (outcome, deliver) = decide(ctx, &packet, now);
-        count_outcome(outcome);
-        if !deliver {
-            count(Counter::AnswersDropped);
-        }
-    }
-    // The daemon's copy comes after the decision, so that no load can come between.
-    copy::copy(ctx, &packet, now, outcome, !deliver);
+    work.busy = 1;
+    let mut packet = Packet { skb: ctx.skb.skb, work };
+    let deliver = handle(&mut packet);
+    packet.work.busy = 0;
     deliver
 }
 
-/// What became of the answer, and whether it may be delivered.
 #[inline(always)]
-fn decide(ctx: &SkBuffContext, packet: &Packet, now: BootNanos) -> (Outcome, bool) {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return (Outcome::Unread, true) };
-    // SAFETY: this CPU's own element, and `busy` tells when another run of this program has it.
-    let scratch = unsafe { &mut *scratch };
-    if scratch.busy != 0 {
-        return (Outcome::Unread, true);
+fn handle(packet: &mut Packet<'_>) -> bool {
+    if packet.read_headers().is_err() || packet.says_nothing() {
+        return true;
     }
-    scratch.busy = 1;
-    let decided = match load(ctx, packet, scratch) {
-        Ok(()) => read(scratch, now),
-        Err(why) => (why, true),
-    };
-    scratch.busy = 0;
-    decided
+    // SAFETY: takes no argument.
+    packet.work.record.time = unsafe { bpf_ktime_get_boot_ns() };
+    packet.work.record.outcome = Outcome::Decided as u8;
+    packet.work.record.dropped = 0;
+    if packet.work.len != 0 {
+        let outcome = load(packet).map_or_else(|why| why, |()| read(packet.work));
+        packet.work.record.outcome = outcome as u8;
+        count_outcome(outcome);
+    }
+    // The daemon's copy comes after the decision, so that no loss can come between.
+    copy::copy(packet);
+    packet.work.record.dropped == 0
 }
 
-/// Brings the message into `scratch`.
+/// Brings the message into the scratch.
 #[inline(always)]
-fn load(ctx: &SkBuffContext, packet: &Packet, scratch: &mut Scratch) -> Result<(), Outcome> {
-    let (mut offset, mut len) = (packet.offset, packet.len);
-    if packet.protocol == TCP {
-        let before = packet::field(ctx, offset).map_err(|_| Outcome::Segmented)?;
+fn load(packet: &mut Packet<'_>) -> Result<(), Outcome> {
+    let (mut offset, mut len) = (packet.work.offset, packet.work.len);
+    if packet.work.protocol == TCP.into() {
+        let before = packet.u16(offset).map_err(|NotDns| Outcome::Segmented)?;
         offset += 2;
         len = len.saturating_sub(2);
-        if len == 0 || len != usize::from(u16::from_be_bytes(before)) {
+        if len == 0 || len != u32::from(before) {
             return Err(Outcome::Segmented);
         }
     }
-    if len > MESSAGE_BYTES {
+    if len > MESSAGE_BYTES as u32 {
         return Err(Outcome::Long);
     }
-    scratch.len = len as u32;
+    let scratch = &mut packet.work.scratch;
+    scratch.len = len;
     // SAFETY: the buffer has that room.
-    let loaded = unsafe { packet::load(ctx, offset, (&raw mut scratch.message).cast(), len, MESSAGE_BYTES) };
+    let loaded =
+        unsafe { packet::load(packet.skb, offset, (&raw mut scratch.message).cast(), len, MESSAGE_BYTES) };
     if loaded { Ok(()) } else { Err(Outcome::Unread) }
 }
 
 /// Reads the message and enters what it says.
 #[inline(always)]
-fn read(scratch: &mut Scratch, now: BootNanos) -> (Outcome, bool) {
+fn read(work: &mut Work) -> Outcome {
     let control = control();
-    let Some(tables) = Generation::new(control) else { return (Outcome::NoTables, true) };
-    let outcome = answer::read(scratch, &tables);
-    let matched = scratch.matched();
-    let found = scratch.found_len;
-    if matched.is_none() || found == 0 {
-        return (outcome, true);
+    let Some(tables) = Generation::new(control) else { return Outcome::NoTables };
+    let outcome = answer::read(&mut work.scratch, &tables);
+    let matched = work.scratch.matched();
+    if matched.is_none() || work.scratch.found_len == 0 {
+        return outcome;
     }
     count(Counter::AnswersMatched);
-    (outcome, enter(scratch, matched, control, now) || matched.deny == NOBODY)
+    if !enter(&mut work.scratch, matched, control, work.record.time) && matched.deny != NOBODY {
+        count(Counter::AnswersDropped);
+        work.record.dropped = 1;
+    }
+    outcome
 }
 
 /// Enters every address. False: one of them could not be entered.

@@ -7,12 +7,14 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     Entry,
-    answer::{Outcome, Scratch},
+    answer::Outcome,
     counter::{COUNTERS, Counter, OUTCOMES_AT},
     kernel::Control,
     limits,
     name::{BLOCK, Domain, Header},
 };
+
+use crate::packet::Work;
 
 /// Canonical address → claims. Written by the daemon, read by every connect hook.
 /// Full: the daemon's insert fails, is counted and alarmed; nothing is evicted.
@@ -63,9 +65,9 @@ pub type Names = HashMap<u64, u32, 1>;
 pub type Domains = Array<Domain, 1, { BPF_F_INNER_MAP as usize }>;
 pub type Automata = Array<[u32; BLOCK], 1, { BPF_F_INNER_MAP as usize }>;
 
-/// What `dns_ingress` remembers while it reads a message.
+/// What `dns_ingress` remembers while it handles a packet.
 #[btf_map]
-pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
 
 /// Reports and answers, in the order in which they happened. Written by every program, read by the daemon.
 /// Full: the record is lost and counted; no verdict depends on it.

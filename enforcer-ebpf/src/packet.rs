@@ -1,14 +1,20 @@
 //! Headers of a packet from port 53. IP options and IPv6 extension headers hide nothing; fragments were put
 //! together before.
 
-use core::hint::black_box;
+use core::{hint::black_box, ops::ControlFlow};
 
-use aya_ebpf::{helpers::generated::bpf_skb_load_bytes, programs::SkBuffContext};
-use enforcer_common::Addr;
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
+use enforcer_common::{
+    answer::Scratch,
+    event::{AnswerRecord, KIND_ANSWER},
+    repeat::Step,
+};
+
+use crate::tables::repeat;
 
 const DNS: u16 = 53;
 pub const TCP: u8 = 6;
-pub const UDP: u8 = 17;
+const UDP: u8 = 17;
 const TCP_SYN_FIN_RST: u8 = 0x07;
 
 /// IPv6 extension headers that may stand before the transport (RFC 8200, 4): hop-by-hop, routing,
@@ -18,68 +24,142 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION: u8 = 60;
-const EXTENSION_HEADERS: usize = 8;
+const EXTENSION_HEADERS: u32 = 32;
 
 /// A packet whose headers are not what they claim, or not DNS. The kernel decides about the packet itself.
 pub struct NotDns;
 
-/// What the headers say.
-pub struct Packet {
-    pub protocol: u8,
-    pub tcp_flags: u8,
-    pub client_port: u16,
-    pub sequence: u32,
-    pub from: [u8; 16],
-    pub to: [u8; 16],
+/// What is known about the packet at hand. One a CPU, in map memory: what the verifier forgets, it need not
+/// follow along every way through the program.
+#[repr(C)]
+pub struct Work {
+    /// Not 0 while a packet is being handled.
+    pub busy: u32,
     /// Of the payload.
-    pub offset: usize,
+    pub offset: u32,
     /// Of the payload.
-    pub len: usize,
+    pub len: u32,
+    pub protocol: u32,
+    /// What the copy for user space begins with.
+    pub record: AnswerRecord,
+    pub scratch: Scratch,
 }
 
-/// Transport header found behind the network header.
-struct Network {
-    protocol: u8,
-    offset: usize,
-    from: [u8; 16],
-    to: [u8; 16],
+/// A packet and what is known about it.
+pub struct Packet<'a> {
+    pub skb: *mut __sk_buff,
+    pub work: &'a mut Work,
 }
 
-impl Packet {
+impl Packet<'_> {
+    /// Fills `work` but for the scratch.
     #[inline(always)]
-    pub fn read(ctx: &SkBuffContext) -> Result<Self, NotDns> {
-        let network = match byte(ctx, 0)? >> 4 {
-            4 => ipv4(ctx)?,
-            6 => ipv6(ctx)?,
+    pub fn read_headers(&mut self) -> Result<(), NotDns> {
+        self.work.record.kind = KIND_ANSWER;
+        self.work.record.reserved = [0; 5];
+        match self.byte(0)? >> 4 {
+            4 => self.ipv4()?,
+            6 => self.ipv6()?,
             _ => return Err(NotDns),
-        };
-        let at = network.offset;
-        if !matches!(network.protocol, UDP | TCP) || u16::from_be_bytes(field(ctx, at)?) != DNS {
+        }
+        let at = self.work.offset;
+        if self.u16(at)? != DNS {
             return Err(NotDns);
         }
-        let (header, sequence, tcp_flags) = if network.protocol == UDP {
-            (8, 0, 0)
+        self.work.record.client_port = self.u16(at + 2)?;
+        self.work.record.protocol = self.work.protocol as u16;
+        self.work.record.sequence = 0;
+        self.work.record.tcp_flags = 0;
+        let header = if self.work.protocol == UDP.into() {
+            8
+        } else if self.work.protocol == TCP.into() {
+            self.work.record.sequence = u32::from_be_bytes(self.field(at + 4)?);
+            self.work.record.tcp_flags = self.byte(at + 13)?;
+            u32::from(self.byte(at + 12)? >> 4) * 4
         } else {
-            let header = usize::from(byte(ctx, at + 12)? >> 4) * 4;
-            (header, u32::from_be_bytes(field(ctx, at + 4)?), byte(ctx, at + 13)?)
+            return Err(NotDns);
         };
-        let offset = at + header;
-        Ok(Self {
-            protocol: network.protocol,
-            tcp_flags,
-            client_port: u16::from_be_bytes(field(ctx, at + 2)?),
-            sequence,
-            from: network.from,
-            to: network.to,
-            offset,
-            len: (ctx.len() as usize).saturating_sub(offset),
-        })
+        let at = at + header;
+        self.work.offset = at;
+        // SAFETY: the context's length, which the verifier lets every program read.
+        let len = unsafe { (*self.skb).len };
+        self.work.len = len.saturating_sub(at);
+        Ok(())
     }
 
     /// Neither has payload nor begins or ends a stream.
     #[inline(always)]
     pub fn says_nothing(&self) -> bool {
-        self.len == 0 && self.tcp_flags & TCP_SYN_FIN_RST == 0
+        self.work.len == 0 && self.work.record.tcp_flags & TCP_SYN_FIN_RST == 0
+    }
+
+    #[inline(always)]
+    fn ipv4(&mut self) -> Result<(), NotDns> {
+        // The header length counts the options.
+        self.work.offset = u32::from(self.byte(0)? & 0x0f) * 4;
+        self.work.protocol = self.byte(9)?.into();
+        self.work.record.server = mapped(self.field(12)?);
+        self.work.record.client = mapped(self.field(16)?);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn ipv6(&mut self) -> Result<(), NotDns> {
+        self.work.offset = 40;
+        self.work.protocol = self.byte(6)?.into();
+        self.work.record.server = self.field(8)?;
+        self.work.record.client = self.field(24)?;
+        repeat::<ExtensionHeader, _>(EXTENSION_HEADERS, self);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn byte(&self, offset: u32) -> Result<u8, NotDns> {
+        self.field(offset).map(|[byte]: [u8; 1]| byte)
+    }
+
+    #[inline(always)]
+    pub fn u16(&self, offset: u32) -> Result<u16, NotDns> {
+        self.field(offset).map(u16::from_be_bytes)
+    }
+
+    #[inline(always)]
+    fn field<const N: usize>(&self, offset: u32) -> Result<[u8; N], NotDns> {
+        let mut field = [0; N];
+        // SAFETY: the helper checks the packet's bounds; N bytes are there.
+        match unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, (&raw mut field).cast(), N as u32) } {
+            0 => Ok(field),
+            _ => Err(NotDns),
+        }
+    }
+}
+
+#[inline(always)]
+fn mapped(v4: [u8; 4]) -> [u8; 16] {
+    enforcer_common::Addr::from_v4(v4).octets()
+}
+
+/// Steps over one extension header; breaks at the transport, or where the packet ends.
+struct ExtensionHeader;
+
+impl Step<Packet<'_>> for ExtensionHeader {
+    #[inline(always)]
+    fn step(packet: &mut Packet<'_>, _: u32) -> ControlFlow<()> {
+        let at = packet.work.offset;
+        let protocol = packet.work.protocol as u8;
+        let known = matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION | AUTHENTICATION | FRAGMENT);
+        let Ok([next, len]) = packet.field(at) else { return ControlFlow::Break(()) };
+        if !known {
+            return ControlFlow::Break(());
+        }
+        packet.work.offset = at
+            + match protocol {
+                FRAGMENT => 8,
+                AUTHENTICATION => (u32::from(len) + 2) * 4,
+                _ => (u32::from(len) + 1) * 8,
+            };
+        packet.work.protocol = next.into();
+        ControlFlow::Continue(())
     }
 }
 
@@ -88,47 +168,9 @@ impl Packet {
 /// # Safety
 /// `to` has room for `bound` bytes.
 #[inline(always)]
-pub unsafe fn load(ctx: &SkBuffContext, offset: usize, to: *mut u8, len: usize, bound: usize) -> bool {
+pub unsafe fn load(skb: *mut __sk_buff, offset: u32, to: *mut u8, len: u32, bound: usize) -> bool {
     // The compiler must not see through this, else it drops the mask that the verifier needs to see.
-    let len = (black_box(len - 1) & (bound - 1)) + 1;
+    let len = (black_box(len - 1) & (bound as u32 - 1)) + 1;
     // SAFETY: the helper checks the packet's bounds, the mask keeps the buffer's.
-    unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset as u32, to.cast(), len as u32) == 0 }
-}
-
-#[inline(always)]
-fn ipv4(ctx: &SkBuffContext) -> Result<Network, NotDns> {
-    Ok(Network {
-        protocol: byte(ctx, 9)?,
-        // The header length counts the options.
-        offset: usize::from(byte(ctx, 0)? & 0x0f) * 4,
-        from: Addr::from_v4(field(ctx, 12)?).octets(),
-        to: Addr::from_v4(field(ctx, 16)?).octets(),
-    })
-}
-
-#[inline(always)]
-fn ipv6(ctx: &SkBuffContext) -> Result<Network, NotDns> {
-    let mut protocol = byte(ctx, 6)?;
-    let mut offset = 40;
-    for _ in 0..EXTENSION_HEADERS {
-        let size = match protocol {
-            HOP_BY_HOP | ROUTING | DESTINATION => (usize::from(byte(ctx, offset + 1)?) + 1) * 8,
-            AUTHENTICATION => (usize::from(byte(ctx, offset + 1)?) + 2) * 4,
-            FRAGMENT => 8,
-            _ => break,
-        };
-        protocol = byte(ctx, offset)?;
-        offset += size;
-    }
-    Ok(Network { protocol, offset, from: field(ctx, 8)?, to: field(ctx, 24)? })
-}
-
-#[inline(always)]
-fn byte(ctx: &SkBuffContext, offset: usize) -> Result<u8, NotDns> {
-    ctx.load(offset).map_err(|_| NotDns)
-}
-
-#[inline(always)]
-pub fn field<const N: usize>(ctx: &SkBuffContext, offset: usize) -> Result<[u8; N], NotDns> {
-    ctx.load(offset).map_err(|_| NotDns)
+    unsafe { bpf_skb_load_bytes(skb.cast(), offset, to.cast(), len) == 0 }
 }

@@ -87,8 +87,6 @@ pub struct Found {
 #[repr(C)]
 #[derive(Debug)]
 pub struct Scratch {
-    /// Not 0 while a message is being read.
-    pub busy: u32,
     /// Bytes of `message` that belong to it.
     pub len: u32,
     pub name: Name,
@@ -102,7 +100,6 @@ pub struct Scratch {
 
 impl Scratch {
     pub const EMPTY: Self = Self {
-        busy: 0,
         len: 0,
         name: Name::EMPTY,
         outcome: 0,
