@@ -112,6 +112,19 @@ impl Match {
         }
     }
 
+    /// Where `self` has a rule that one stands, else the other's.
+    #[inline(always)]
+    pub const fn or(self, other: Self) -> Self {
+        const fn first(a: Placed, b: Placed) -> Placed {
+            if a == NOBODY { b } else { a }
+        }
+        Self {
+            allow: first(self.allow, other.allow),
+            deny: first(self.deny, other.deny),
+            audit: first(self.audit, other.audit),
+        }
+    }
+
     #[inline(always)]
     pub const fn is_none(&self) -> bool {
         self.allow & self.deny & self.audit == NOBODY
@@ -212,12 +225,13 @@ pub trait Matching {
     fn tables(&self) -> &Self::Tables;
 }
 
-/// Adds to `name().matched` what the tables say about the text.
+/// Sets `name().matched` to what the tables say about the text.
 #[inline(always)]
 pub fn match_name<C: Matching>(context: &mut C) {
     let hash = SuffixHash::new(context.tables().header().key);
     let name = context.name();
     name.hash = hash;
+    name.matched = Match::NONE;
     let len = name.len;
     C::Tables::repeat::<SuffixByte, C>(len, context);
     let automata = context.tables().header().automata;

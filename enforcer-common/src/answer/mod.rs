@@ -90,6 +90,8 @@ pub struct Scratch {
     /// Bytes of `message` that belong to it.
     pub len: u32,
     pub name: Name,
+    /// Of the names so far. The asked name speaks before its aliases.
+    claimed: Match,
     outcome: u32,
     reader: reader::State,
     records: records::State,
@@ -102,6 +104,7 @@ impl Scratch {
     pub const EMPTY: Self = Self {
         len: 0,
         name: Name::EMPTY,
+        claimed: Match::NONE,
         outcome: 0,
         reader: reader::State::EMPTY,
         records: records::State::EMPTY,
@@ -113,7 +116,7 @@ impl Scratch {
     /// What the answer's names are claimed by.
     #[inline(always)]
     pub fn matched(&self) -> Match {
-        let mut matched = self.name.matched;
+        let mut matched = self.claimed;
         if self.outcome == Outcome::Disordered as u32 {
             // An exception opens: only for names that surely lead to the address.
             matched.allow = Match::NONE.allow;
@@ -200,7 +203,7 @@ struct Refused(Outcome);
 pub fn read<T: Tables>(scratch: &mut Scratch, tables: &T) -> Outcome {
     scratch.outcome = Outcome::Decided as u32;
     scratch.found_len = 0;
-    scratch.name.matched = Match::NONE;
+    scratch.claimed = Match::NONE;
     let mut walk = Walk { scratch, tables };
     if let Err(Refused(why)) = message(&mut walk) {
         walk.scratch.found_len = 0;
@@ -248,6 +251,7 @@ impl<T: Tables> Walk<'_, T> {
             self.scratch.late(Outcome::OddName);
         } else {
             match_name(self);
+            self.scratch.claimed = self.scratch.claimed.or(self.scratch.name.matched);
         }
     }
 }

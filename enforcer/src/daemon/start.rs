@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use enforcer_common::answer::Lifetime;
 use enforcer_common::kernel::{REPORT_ALL, REPORT_DENIED, REPORT_NONE};
 use tracing::{error, info, warn};
 
@@ -69,7 +70,6 @@ pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
 
 /// The engine's state before the first policy.
 pub(super) fn state(config: &Config) -> Result<State, DaemonError> {
-    let seconds = |duration: std::time::Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
     let host = host::protected()
         .map_err(|source| DaemonError::Io { what: "cannot read the host's own addresses", source })?;
     let never = NeverDeny { networks: config.never_deny.iter().copied().map(Network::from).collect(), host };
@@ -79,6 +79,10 @@ pub(super) fn state(config: &Config) -> Result<State, DaemonError> {
         capacity: enforcer_common::limits::TABLE_BINDINGS,
     };
     Ok(State::new(table, never))
+}
+
+fn seconds(duration: std::time::Duration) -> u32 {
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
 }
 
 type Attempt = (Kernel, Ring, Canary, Hooks);
@@ -99,6 +103,7 @@ fn attach(
             EventVolume::None => REPORT_NONE,
         },
         read_kernel: !confidential(preflight),
+        lifetime: Lifetime { floor: seconds(config.ttl_floor), cap: seconds(config.ttl_cap) },
     };
     let (mut kernel, ring) = Kernel::start(&options)?;
     let canary = canary::release_and_watch(&mut kernel, clock::boot_ns());

@@ -57,6 +57,11 @@ impl Tables {
         Self::build(domains, &globs, key, budget)
     }
 
+    /// Matches nothing.
+    pub fn empty() -> Self {
+        Self::build(HashMap::new(), &[], [0; 2], Budget::default())
+    }
+
     fn build(named: HashMap<&str, Domain>, globs: &[Glob<'_>], key: [u64; 2], budget: Budget) -> Self {
         let mut sayings = Sayings::default();
         let names = named.into_iter().map(|(name, domain)| (suffix_hash(key, name), sayings.index(domain)));

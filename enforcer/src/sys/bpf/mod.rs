@@ -3,6 +3,8 @@
 //! Links and maps are pinned, so that enforcement outlives the daemon; the next daemon reuses the maps and
 //! swaps the links without a moment in which none is attached.
 
+mod answers;
+
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -12,24 +14,32 @@ use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Lsm};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
-use enforcer_common::counter::{COUNTERS, Counter};
-use enforcer_common::kernel::{Offsets, Settings};
+use enforcer_common::answer::{Lifetime, Outcome};
+use enforcer_common::counter::{COUNTERS, Counter, OUTCOMES_AT};
+use enforcer_common::kernel::{Control, Offsets, Settings};
+use enforcer_common::name::Header;
 use enforcer_common::{Addr, Entry};
+
+pub use answers::Answers;
+use answers::{ANSWERED, AUTOMATA, CONTROL, DOMAINS, HEADERS, HOST, NAMES, NEVER_DENY};
 
 use super::btf::{self, BtfError};
 use crate::engine::compile::Network;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-ebpf"));
+/// The eBPF object.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-ebpf"));
 
 /// Part of the pin directory's name: raised whenever a map's layout or meaning changes, so that a daemon never
 /// adopts maps that it would misread.
-const PIN_VERSION: &str = "v1";
+const PIN_VERSION: &str = "v2";
 
 const ADDRESSES: &str = "ADDRESSES";
 const NETWORKS: &str = "NETWORKS";
 const RING: &str = "RING";
 const COUNTS: &str = "COUNTS";
-const MAPS: [&str; 4] = [ADDRESSES, NETWORKS, RING, COUNTS];
+const MAPS: [&str; 12] = [
+    ADDRESSES, NETWORKS, RING, COUNTS, ANSWERED, HOST, NEVER_DENY, CONTROL, HEADERS, NAMES, DOMAINS, AUTOMATA,
+];
 
 /// Prefix of a link's pin; the rest is the program's name.
 const LINK: &str = "link_";
@@ -87,6 +97,8 @@ pub struct Options<'a> {
     pub report: u32,
     /// False under lockdown=confidentiality.
     pub read_kernel: bool,
+    /// How long the packet path believes an answer.
+    pub lifetime: Lifetime,
 }
 
 /// The loaded, attached and pinned kernel side.
@@ -95,6 +107,7 @@ pub struct Kernel {
     addresses: HashMap<MapData, [u8; 16], Wire<Entry>>,
     networks: LpmTrie<MapData, [u8; 16], Wire<Entry>>,
     counts: PerCpuArray<MapData, u64>,
+    pub answers: Answers,
     pin: PathBuf,
 }
 
@@ -120,6 +133,7 @@ impl Kernel {
             addresses: take(&mut ebpf, ADDRESSES)?,
             networks: take(&mut ebpf, NETWORKS)?,
             counts: take(&mut ebpf, COUNTS)?,
+            answers: Answers::take(&mut ebpf, Some(&pin))?,
             pin,
         };
         let ring = Ring(take(&mut ebpf, RING)?);
@@ -164,9 +178,17 @@ impl Kernel {
     }
 
     pub fn count(&self, counter: Counter) -> Result<u64, BpfError> {
-        debug_assert!((counter as u32) < COUNTERS);
-        let per_cpu =
-            self.counts.get(&(counter as u32), 0).map_err(|source| BpfError::Map { map: COUNTS, source })?;
+        self.sum(counter as u32)
+    }
+
+    /// DNS messages with this outcome.
+    pub fn outcome(&self, outcome: Outcome) -> Result<u64, BpfError> {
+        self.sum(OUTCOMES_AT + outcome as u32)
+    }
+
+    fn sum(&self, index: u32) -> Result<u64, BpfError> {
+        debug_assert!(index < COUNTERS);
+        let per_cpu = self.counts.get(&index, 0).map_err(|source| BpfError::Map { map: COUNTS, source })?;
         Ok(per_cpu.iter().sum())
     }
 
@@ -203,7 +225,12 @@ impl AsRawFd for Ring {
 
 fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
     let offsets = Wire(if options.read_kernel { btf::offsets()? } else { Offsets::default() });
-    let settings = Wire(Settings { read_kernel: options.read_kernel.into(), report: options.report });
+    let settings = Wire(Settings {
+        read_kernel: options.read_kernel.into(),
+        report: options.report,
+        ttl_floor: options.lifetime.floor,
+        ttl_cap: options.lifetime.cap,
+    });
     let paths = MAPS.map(|map| (map, pin.join(map)));
     let mut loader = EbpfLoader::new();
     loader.override_global("OFFSETS", &offsets, true).override_global("SETTINGS", &settings, true);
@@ -224,11 +251,17 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
         ADDRESSES => (16, entry),
         NETWORKS => (20, entry),
         COUNTS => (4, 8),
+        HOST => (16, 4),
+        NEVER_DENY => (20, 4),
+        CONTROL => (4, size_of::<Control>() as u32),
+        HEADERS => (4, size_of::<Header>() as u32),
+        ANSWERED | NAMES | DOMAINS | AUTOMATA => (4, 4),
         _ => (0, 0),
     };
     let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
     let data = match map {
         Map::HashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => data,
+        Map::Array(data) | Map::ArrayOfMaps(data) => data,
         _ => return Err(BpfError::Shape(path.to_owned())),
     };
     let info = data.info().map_err(|source| BpfError::Map { map: name, source })?;
