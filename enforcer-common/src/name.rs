@@ -226,17 +226,23 @@ pub trait Matching {
 }
 
 /// Sets `name().matched` to what the tables say about the text.
+///
+/// An odd name has `ODD` in the place of every byte that user space escapes: its suffixes without one are matched
+/// as they are, but globs, which may count bytes, are not.
 #[inline(always)]
-pub fn match_name<C: Matching>(context: &mut C) {
-    let hash = SuffixHash::new(context.tables().header().key);
+pub fn match_name<C: Matching>(context: &mut C, odd: bool) {
+    let header = context.tables().header();
+    let (hash, automata) = (SuffixHash::new(header.key), if odd { 0 } else { header.automata });
     let name = context.name();
     name.hash = hash;
     name.matched = Match::NONE;
     let len = name.len;
     C::Tables::repeat::<SuffixByte, C>(len, context);
-    let automata = context.tables().header().automata;
     C::Tables::repeat::<Automaton, C>(automata, context);
 }
+
+/// No pattern has it.
+pub const ODD: u8 = b'\\';
 
 /// Absorbs the next byte from the end.
 struct SuffixByte;

@@ -1,10 +1,10 @@
 //! DNS messages and the packets that carry them: well-formed, odd, and broken at random.
 
 /// A small deterministic generator (SplitMix64), so that a failure can be repeated.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -12,34 +12,34 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
 
-    pub fn one_in(&mut self, chance: usize) -> bool {
+    pub(crate) fn one_in(&mut self, chance: usize) -> bool {
         self.below(chance) == 0
     }
 
-    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+    pub(crate) fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len())]
     }
 }
 
-pub const A: u16 = 1;
-pub const CNAME: u16 = 5;
-pub const AAAA: u16 = 28;
-pub const HTTPS: u16 = 65;
+pub(crate) const A: u16 = 1;
+pub(crate) const CNAME: u16 = 5;
+pub(crate) const AAAA: u16 = 28;
+pub(crate) const HTTPS: u16 = 65;
 
 /// A message under construction, with the names it already holds.
 #[derive(Clone)]
-pub struct Message {
-    pub bytes: Vec<u8>,
+pub(crate) struct Message {
+    pub(crate) bytes: Vec<u8>,
     compress: bool,
     suffixes: Vec<(String, u16)>,
 }
 
 impl Message {
-    pub fn asked(name: &str, qtype: u16, compress: bool) -> Self {
+    pub(crate) fn asked(name: &str, qtype: u16, compress: bool) -> Self {
         let bytes = vec![0x12, 0x34, 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0];
         let mut message = Self { bytes, compress, suffixes: Vec::new() };
         message.name(name);
@@ -85,27 +85,27 @@ impl Message {
         self
     }
 
-    pub fn record(mut self, owner: &str, rtype: u16, class: u16, ttl: u32, data: &[u8]) -> Self {
+    pub(crate) fn record(mut self, owner: &str, rtype: u16, class: u16, ttl: u32, data: &[u8]) -> Self {
         let at = self.begin(owner, rtype, class, ttl);
         self.bytes.extend(data);
         self.end(at)
     }
 
-    pub fn a(self, owner: &str, ttl: u32, v4: [u8; 4]) -> Self {
+    pub(crate) fn a(self, owner: &str, ttl: u32, v4: [u8; 4]) -> Self {
         self.record(owner, A, 1, ttl, &v4)
     }
 
-    pub fn aaaa(self, owner: &str, ttl: u32, v6: [u8; 16]) -> Self {
+    pub(crate) fn aaaa(self, owner: &str, ttl: u32, v6: [u8; 16]) -> Self {
         self.record(owner, AAAA, 1, ttl, &v6)
     }
 
-    pub fn cname(mut self, owner: &str, ttl: u32, target: &str) -> Self {
+    pub(crate) fn cname(mut self, owner: &str, ttl: u32, target: &str) -> Self {
         let at = self.begin(owner, CNAME, 1, ttl);
         self.name(target);
         self.end(at)
     }
 
-    pub fn https(mut self, owner: &str, ttl: u32, target: &str, parameters: &[u8]) -> Self {
+    pub(crate) fn https(mut self, owner: &str, ttl: u32, target: &str, parameters: &[u8]) -> Self {
         let at = self.begin(owner, HTTPS, 1, ttl);
         self.bytes.extend([0, 1]);
         self.name(target);
@@ -113,7 +113,7 @@ impl Message {
         self.end(at)
     }
 
-    pub fn set(mut self, at: usize, byte: u8) -> Self {
+    pub(crate) fn set(mut self, at: usize, byte: u8) -> Self {
         self.bytes[at] = byte;
         self
     }
@@ -121,7 +121,7 @@ impl Message {
 
 /// How a message travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Carrier {
+pub(crate) enum Carrier {
     Udp4,
     /// With eight bytes of IP options.
     Udp4Options,
@@ -133,11 +133,11 @@ pub enum Carrier {
 }
 
 impl Carrier {
-    pub const ALL: [Self; 6] =
+    pub(crate) const ALL: [Self; 6] =
         [Self::Udp4, Self::Udp4Options, Self::Udp6, Self::Udp6Extensions, Self::Tcp4, Self::Tcp6];
 
     /// An Ethernet frame, as `BPF_PROG_TEST_RUN` wants it.
-    pub fn frame(self, message: &[u8]) -> Vec<u8> {
+    pub(crate) fn frame(self, message: &[u8]) -> Vec<u8> {
         let tcp = matches!(self, Self::Tcp4 | Self::Tcp6);
         let mut transport = Vec::new();
         transport.extend([53u16.to_be_bytes(), 40_000u16.to_be_bytes()].concat());

@@ -10,15 +10,17 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use enforcer::engine::compile::{Compiled, Network};
 use enforcer::engine::policy::{self, Source};
 use enforcer::engine::tables::{Budget, Tables};
-use enforcer::sys::bpf::{Answers, OBJECT};
+use enforcer::sys::bpf::{Answers, OBJECT, double};
 use enforcer::sys::ring::Record;
 use enforcer_common::answer::Outcome;
 use enforcer_common::counter::Counter;
 use enforcer_common::kernel::Settings;
 use enforcer_common::{Addr, Entry};
 
-pub const FLOOR: u32 = 60;
-pub const CAP: u32 = 86_400;
+pub(crate) const FLOOR: u32 = 60;
+/// Addresses that find room: few, so that all can be looked at after every packet.
+const ROOM: u32 = 256;
+pub(crate) const CAP: u32 = 86_400;
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -30,9 +32,9 @@ unsafe impl Pod for Raw<Entry> {}
 
 type Half = HashMap<MapData, [u8; 16], Raw<Entry>>;
 
-pub struct Subject {
+pub(crate) struct Subject {
     ebpf: Ebpf,
-    pub answers: Answers,
+    pub(crate) answers: Answers,
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, u64>,
     halves: [Half; 2],
@@ -41,23 +43,29 @@ pub struct Subject {
 
 /// What became of one packet.
 #[derive(Debug)]
-pub struct Run {
-    pub delivered: bool,
-    pub outcome: Outcome,
-    pub dropped: bool,
-    pub time: u64,
-    pub payload: Vec<u8>,
-    pub entered: BTreeMap<Addr, Entry>,
+pub(crate) struct Run {
+    pub(crate) delivered: bool,
+    pub(crate) outcome: Outcome,
+    pub(crate) dropped: bool,
+    pub(crate) time: u64,
+    pub(crate) entered: BTreeMap<Addr, Entry>,
 }
 
 impl Subject {
-    pub fn load() -> Self {
+    pub(crate) fn load() -> Self {
         let mount = std::env::temp_dir().join(format!("enforcer-packet-{}", std::process::id()));
         fs::create_dir_all(&mount).unwrap();
         rustix::mount::mount("bpf", &mount, "bpf", rustix::mount::MountFlags::empty(), None).unwrap();
         let settings = Raw(Settings { read_kernel: 0, report: 0, ttl_floor: FLOOR, ttl_cap: CAP });
-        let mut ebpf = EbpfLoader::new().override_global("SETTINGS", &settings, true).load(OBJECT).unwrap();
-        let answers = Answers::take(&mut ebpf, Some(&mount)).unwrap();
+        double::prepare(&mount).unwrap();
+        let pins = double::DOUBLE_MAPS.map(|map| (map, mount.join(map)));
+        let mut loader = EbpfLoader::new();
+        loader.override_global("SETTINGS", &settings, true);
+        for (map, path) in &pins {
+            loader.map_pin_path(map, path.as_path());
+        }
+        let mut ebpf = loader.load(OBJECT).unwrap();
+        let answers = Answers::take(&mut ebpf, &mount, ROOM).unwrap();
         let half = |slot| {
             let data = MapData::from_pin(mount.join(format!("ANSWERED_{slot}"))).unwrap();
             HashMap::try_from(Map::HashMap(data)).unwrap()
@@ -76,35 +84,33 @@ impl Subject {
         self.ebpf.program("dns_ingress").unwrap().try_into().unwrap()
     }
 
-    pub fn verified_instructions(&self) -> u32 {
+    pub(crate) fn verified_instructions(&self) -> u32 {
         self.program().info().unwrap().verified_instruction_count().unwrap_or(0)
     }
 
     /// The packet's way through the program. What it entered is taken out again.
-    pub fn run(&mut self, frame: &[u8]) -> Run {
+    pub(crate) fn run(&mut self, frame: &[u8]) -> Run {
         let result =
             self.program().test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() }).unwrap();
         let record = self.ring.next().expect("a packet from port 53 is copied");
-        let Some(Record::Answer(header, payload)) = Record::parse(&record) else { panic!("an odd record") };
-        let (header, payload) = (header, payload.to_vec());
+        let Some(Record::Answer(header, _)) = Record::parse(&record) else { panic!("an odd record") };
         drop(record);
         Run {
             delivered: result.return_value == 1,
             outcome: Outcome::from_wire(header.outcome).unwrap(),
             dropped: header.dropped == 1,
             time: header.time,
-            payload,
             entered: self.take_entered(),
         }
     }
 
     /// Hands over the packet; what it entered stays.
-    pub fn enter(&mut self, frame: &[u8]) {
+    pub(crate) fn enter(&mut self, frame: &[u8]) {
         self.pass(frame);
     }
 
     /// Whether the packet is delivered, and whether its record says that it was dropped.
-    pub fn pass(&mut self, frame: &[u8]) -> (bool, bool) {
+    pub(crate) fn pass(&mut self, frame: &[u8]) -> (bool, bool) {
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
         let result = self.program().test_run(options).unwrap();
         let record = self.ring.next().expect("a packet from port 53 is copied");
@@ -112,7 +118,7 @@ impl Subject {
         (result.return_value == 1, header.dropped == 1)
     }
 
-    pub fn take_entered(&mut self) -> BTreeMap<Addr, Entry> {
+    pub(crate) fn take_entered(&mut self) -> BTreeMap<Addr, Entry> {
         let mut all = BTreeMap::new();
         for half in &mut self.halves {
             let found: Vec<_> = half.iter().map(Result::unwrap).collect();
@@ -125,9 +131,9 @@ impl Subject {
     }
 
     /// Fills the map that answers are entered into.
-    pub fn stuff(&mut self, count: u32) {
+    pub(crate) fn stuff(&mut self) {
         for half in &mut self.halves {
-            for n in 0..count {
+            for n in 0..ROOM {
                 let mut key = [0xfd; 16];
                 key[..4].copy_from_slice(&n.to_be_bytes());
                 half.insert(key, Raw(Entry::NONE), 0).unwrap();
@@ -136,7 +142,7 @@ impl Subject {
     }
 
     /// Nanoseconds a run, without the copy's way to user space (the ring is full after the first ones).
-    pub fn time(&mut self, frame: &[u8], repeat: u32) -> f64 {
+    pub(crate) fn time(&mut self, frame: &[u8], repeat: u32) -> f64 {
         let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() };
         let took = self.program().test_run(options).unwrap().duration;
         while self.ring.next().is_some() {}
@@ -144,7 +150,7 @@ impl Subject {
         took.as_nanos() as f64
     }
 
-    pub fn count(&self, counter: Counter) -> u64 {
+    pub(crate) fn count(&self, counter: Counter) -> u64 {
         self.counts.get(&(counter as u32), 0).unwrap().iter().sum()
     }
 }
@@ -157,13 +163,13 @@ impl Drop for Subject {
 }
 
 /// A policy both ways: as the kernel's tables and as the daemon's matcher.
-pub struct Rules {
-    pub compiled: Compiled,
-    pub tables: Tables,
+pub(crate) struct Rules {
+    pub(crate) compiled: Compiled,
+    pub(crate) tables: Tables,
 }
 
 impl Rules {
-    pub fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         let source = Source { path: "test.toml".into(), bytes: text.into() };
         let parsed = policy::parse(&[source]).unwrap_or_else(|errors| panic!("{errors:?}"));
         Self {
@@ -173,7 +179,7 @@ impl Rules {
     }
 }
 
-pub fn protect(subject: &mut Subject, host: &[Addr], networks: &[Network]) {
+pub(crate) fn protect(subject: &mut Subject, host: &[Addr], networks: &[Network]) {
     subject.answers.set_host(&host.iter().copied().collect::<HashSet<_>>()).unwrap();
     subject.answers.set_never_deny(networks).unwrap();
 }

@@ -34,12 +34,12 @@ pub enum Outcome {
     Segmented = 4,
     /// More records, addresses or parameters than the kernel looks at. The first of them are decided.
     Crowded = 5,
-    /// A name has bytes that are not printable ASCII, or dots within labels. The other names are decided.
+    /// A name has bytes that are not printable ASCII, or dots within labels. What no glob says is decided.
     OddName = 6,
     /// More aliases than `limits::CNAME_CHAIN`. The first of them are decided.
     LongChain = 7,
     /// The aliases do not stand in the order in which they are followed: which of them lead anywhere is left
-    /// to the daemon. All of them are believed, except in exceptions.
+    /// to the daemon. All of them are believed.
     Disordered = 8,
     /// There are no tables: no policy has been loaded yet.
     NoTables = 9,
@@ -113,12 +113,11 @@ impl Scratch {
         message: [0; MESSAGE_BYTES],
     };
 
-    /// What the answer's names are claimed by.
+    /// What the answer's names are claimed by. An exception opens, so it takes an answer that is decided.
     #[inline(always)]
     pub fn matched(&self) -> Match {
         let mut matched = self.claimed;
-        if self.outcome == Outcome::Disordered as u32 {
-            // An exception opens: only for names that surely lead to the address.
+        if self.outcome != Outcome::Decided as u32 {
             matched.allow = Match::NONE.allow;
         }
         matched
@@ -139,10 +138,10 @@ impl Scratch {
         (self.u16(at) as u32) << 16 | self.u16(at.wrapping_add(2)) as u32
     }
 
-    /// The first reason stays.
+    /// The first reason stays, but for the one by which more may be denied than the daemon will deny.
     #[inline(always)]
     fn late(&mut self, why: Outcome) {
-        if self.outcome == Outcome::Decided as u32 {
+        if self.outcome == Outcome::Decided as u32 || why as u32 == Outcome::Disordered as u32 {
             self.outcome = why as u32;
         }
     }
@@ -247,11 +246,11 @@ impl<T: Tables> Walk<'_, T> {
     /// Matches the name that was read last.
     #[inline(always)]
     fn match_read_name(&mut self) {
-        if self.scratch.reader.odd() {
+        let odd = self.scratch.reader.odd();
+        if odd {
             self.scratch.late(Outcome::OddName);
-        } else {
-            match_name(self);
-            self.scratch.claimed = self.scratch.claimed.or(self.scratch.name.matched);
         }
+        match_name(self, odd);
+        self.scratch.claimed = self.scratch.claimed.or(self.scratch.name.matched);
     }
 }

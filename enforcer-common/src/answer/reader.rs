@@ -3,7 +3,7 @@
 use core::ops::ControlFlow;
 
 use super::{Scratch, Walk};
-use crate::name::{TEXT, Tables};
+use crate::name::{ODD, TEXT, Tables};
 use crate::repeat::Step;
 
 /// A name is 255 bytes at most (RFC 1035, 2.3.4), of which the root's length byte is one.
@@ -77,7 +77,7 @@ impl<T: Tables> Step<Walk<'_, T>> for NameByte {
             let plain = lower.wrapping_sub(0x21) <= 0x7e - 0x21 && lower != b'.' && lower != b'\\';
             scratch.reader.odd |= !plain as u32;
             scratch.reader.absorb(lower);
-            append(scratch, lower);
+            append(scratch, if plain { lower } else { ODD });
         } else if byte == 0 {
             scratch.reader.done = 1;
             if scratch.reader.end == 0 {

@@ -78,7 +78,7 @@ impl Tables {
     }
 
     /// What the tables say about a name: what the kernel would say. None: the kernel leaves it to the daemon.
-    pub fn matches(&self, name: &Name) -> Option<Match> {
+    pub fn matches(index: &Index<'_>, name: &Name) -> Option<Match> {
         let bytes = name.as_str().as_bytes();
         if bytes.contains(&b'\\') || bytes.len() >= TEXT {
             return None;
@@ -86,9 +86,8 @@ impl Tables {
         let mut text = Text::EMPTY;
         text.text[..bytes.len()].copy_from_slice(bytes);
         text.len = u32::try_from(bytes.len()).unwrap_or(0);
-        let index = Index { tables: self, names: self.names.iter().copied().collect() };
-        let mut asked = Asked { text, index: &index };
-        match_name(&mut asked);
+        let mut asked = Asked { text, index };
+        match_name(&mut asked, false);
         Some(asked.text.matched)
     }
 

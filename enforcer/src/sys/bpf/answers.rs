@@ -12,25 +12,18 @@ use aya::maps::of_maps::ArrayOfMaps;
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya::{Ebpf, Pod};
 use enforcer_common::kernel::Control;
-use enforcer_common::limits;
-use enforcer_common::name::{BLOCK, Domain, Header};
+use enforcer_common::name::{Domain, Header};
 use enforcer_common::{Addr, Entry};
 
+use super::double::{self, ANSWERED, AUTOMATA, Answered, Automata, DOMAINS, Domains, NAMES, Names};
 use super::{BpfError, Wire, gone, take};
 use crate::engine::compile::Network;
 use crate::engine::tables::Tables;
 
-const BPF_F_NO_PREALLOC: u32 = 1;
-const BPF_F_INNER_MAP: u32 = 1 << 12;
-
-pub(super) const ANSWERED: &str = "ANSWERED";
 pub(super) const HOST: &str = "HOST";
 pub(super) const NEVER_DENY: &str = "NEVER_DENY";
 pub(super) const CONTROL: &str = "CONTROL";
 pub(super) const HEADERS: &str = "HEADERS";
-pub(super) const NAMES: &str = "NAMES";
-pub(super) const DOMAINS: &str = "DOMAINS";
-pub(super) const AUTOMATA: &str = "AUTOMATA";
 
 /// Pins of the two maps behind `ANSWERED`: taking a map out of another one needs CAP_SYS_ADMIN.
 const HALVES: [&str; 2] = ["ANSWERED_0", "ANSWERED_1"];
@@ -42,11 +35,6 @@ unsafe impl Pod for Wire<Header> {}
 // SAFETY: as above.
 unsafe impl Pod for Wire<Domain> {}
 
-type Half = HashMap<MapData, [u8; 16], Wire<Entry>>;
-type Names = HashMap<MapData, u64, u32>;
-type Domains = Array<MapData, Wire<Domain>>;
-type Automata = Array<MapData, [u32; BLOCK]>;
-
 /// Handles of those maps.
 #[expect(missing_debug_implementations, reason = "aya's map of maps has none")]
 pub struct Answers {
@@ -55,17 +43,18 @@ pub struct Answers {
     names: ArrayOfMaps<MapData, Names>,
     domains: ArrayOfMaps<MapData, Domains>,
     automata: ArrayOfMaps<MapData, Automata>,
-    answered: ArrayOfMaps<MapData, Half>,
-    halves: [Half; 2],
+    answered: ArrayOfMaps<MapData, Answered>,
+    halves: [Answered; 2],
     host: HashMap<MapData, [u8; 16], u32>,
     never_deny: LpmTrie<MapData, [u8; 16], u32>,
 }
 
 impl Answers {
-    /// Takes the maps of a loaded object. With `pin`, what was answered outlives the daemon there.
-    pub fn take(ebpf: &mut Ebpf, pin: Option<&Path>) -> Result<Self, BpfError> {
+    /// Takes the maps of a loaded object, those of `double::prepare` among them. What was answered outlives the
+    /// daemon in `pin`. `capacity`: addresses between two rotations.
+    pub fn take(ebpf: &mut Ebpf, pin: &Path, capacity: u32) -> Result<Self, BpfError> {
         let mut answered = take(ebpf, ANSWERED)?;
-        let halves = [half(&mut answered, 0, pin)?, half(&mut answered, 1, pin)?];
+        let halves = [half(&mut answered, 0, pin, capacity)?, half(&mut answered, 1, pin, capacity)?];
         Ok(Self {
             control: take(ebpf, CONTROL)?,
             headers: take(ebpf, HEADERS)?,
@@ -167,30 +156,29 @@ fn error(map: &'static str) -> impl Fn(MapError) -> BpfError {
 
 /// Opens or makes one map of the pair behind `ANSWERED`.
 fn half(
-    answered: &mut ArrayOfMaps<MapData, Half>,
+    answered: &mut ArrayOfMaps<MapData, Answered>,
     slot: u32,
-    pin: Option<&Path>,
-) -> Result<Half, BpfError> {
-    let open = |path: &Path| HashMap::try_from(Map::HashMap(MapData::from_pin(path)?));
-    let path = pin.map(|pin| pin.join(HALVES[slot as usize]));
-    if let Some(path) = path.as_ref().filter(|path| path.exists()) {
-        return open(path).map_err(error(ANSWERED));
+    pin: &Path,
+    capacity: u32,
+) -> Result<Answered, BpfError> {
+    let path = pin.join(HALVES[slot as usize]);
+    if !path.exists() {
+        let fresh = double::answered(capacity).map_err(error(ANSWERED))?;
+        answered.set(slot, &fresh, 0).map_err(error(ANSWERED))?;
+        fresh.pin(&path).map_err(|source| BpfError::Pin { path: path.clone(), source })?;
     }
-    let fresh = Half::create(limits::ANSWERED, BPF_F_NO_PREALLOC).map_err(error(ANSWERED))?;
-    answered.set(slot, &fresh, 0).map_err(error(ANSWERED))?;
-    let Some(path) = path else { return Ok(fresh) };
-    fresh.pin(&path).map_err(|source| BpfError::Pin { path: path.clone(), source })?;
-    open(&path).map_err(error(ANSWERED))
+    let data = MapData::from_pin(&path).map_err(error(ANSWERED))?;
+    HashMap::try_from(Map::HashMap(data)).map_err(error(ANSWERED))
 }
 
 fn names(tables: &Tables) -> Result<Names, MapError> {
-    let mut names = Names::create(capacity(tables.names.len()), 0)?;
+    let mut names = double::names(capacity(tables.names.len()))?;
     tables.names.iter().try_for_each(|(hash, index)| names.insert(hash, index, 0))?;
     Ok(names)
 }
 
 fn array<T, W: Pod>(items: &[T], wire: impl Fn(&T) -> W) -> Result<Array<MapData, W>, MapError> {
-    let mut array = Array::create(capacity(items.len()), BPF_F_INNER_MAP)?;
+    let mut array = double::array(capacity(items.len()))?;
     for (index, item) in (0..).zip(items) {
         array.set(index, wire(item), 0)?;
     }

@@ -4,6 +4,7 @@
 //! swaps the links without a moment in which none is attached.
 
 mod answers;
+pub mod double;
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -18,10 +19,11 @@ use enforcer_common::answer::{Lifetime, Outcome};
 use enforcer_common::counter::{COUNTERS, Counter, OUTCOMES_AT};
 use enforcer_common::kernel::{Control, Offsets, Settings};
 use enforcer_common::name::Header;
-use enforcer_common::{Addr, Entry};
+use enforcer_common::{Addr, Entry, limits};
 
 pub use answers::Answers;
-use answers::{ANSWERED, AUTOMATA, CONTROL, DOMAINS, HEADERS, HOST, NAMES, NEVER_DENY};
+use answers::{CONTROL, HEADERS, HOST, NEVER_DENY};
+use double::{ANSWERED, AUTOMATA, DOMAINS, NAMES};
 
 use super::btf::{self, BtfError};
 use crate::engine::compile::Network;
@@ -133,7 +135,7 @@ impl Kernel {
             addresses: take(&mut ebpf, ADDRESSES)?,
             networks: take(&mut ebpf, NETWORKS)?,
             counts: take(&mut ebpf, COUNTS)?,
-            answers: Answers::take(&mut ebpf, Some(&pin))?,
+            answers: Answers::take(&mut ebpf, &pin, limits::ANSWERED)?,
             pin,
         };
         let ring = Ring(take(&mut ebpf, RING)?);
@@ -237,6 +239,7 @@ fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
     for (map, path) in &paths {
         loader.map_pin_path(map, path.as_path());
     }
+    double::prepare(pin)?;
     let ebpf = loader.load(OBJECT)?;
     for (name, path) in &paths {
         check_shape(&ebpf, name, path)?;
