@@ -373,8 +373,16 @@ fn costs(subject: &mut Subject) {
         .cname("www.innocent.cdn.example", 60, "edge17.tracker.example")
         .a("edge17.tracker.example", 60, v4(1))
         .a("edge17.tracker.example", 60, v4(2));
+    let query = ask("www.innocent.example").set(2, 1);
+    let mut other = Carrier::Udp4.frame(&query.bytes);
+    other[14 + 20 + 1] = 54;
+    let mut base: Vec<f64> = (0..21).map(|_| subject.time(&other, 2000)).collect();
+    base.sort_by(f64::total_cmp);
+    println!("packet: not DNS: median {:.0} ns, least {:.0} ns", base[10], base[0]);
+    let short = ask("w.e").a("w.e", 60, v4(1));
+    let longer = ask("abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghi.e").a("w.e", 60, v4(1));
     let many = (0..64).fold(ask("denied.example"), |m, n| m.a("denied.example", 60, v4(n)));
-    for (what, message) in [("innocent", innocent), ("denied", denied), ("two aliases", chain), ("64 addresses", many)] {
+    for (what, message) in [("query", query), ("3 bytes", short), ("63 bytes", longer), ("innocent", innocent), ("denied", denied), ("two aliases", chain), ("64 addresses", many)] {
         let frame = Carrier::Udp4.frame(&message.bytes);
         let mut all: Vec<f64> = (0..21).map(|_| subject.time(&frame, 2000)).collect();
         all.sort_by(f64::total_cmp);
