@@ -84,12 +84,32 @@ mod tests {
     #[test]
     fn never_denied_rows() {
         let rows = [
-            ("127.0.0.1", true), ("127.255.255.254", true), ("::1", true), ("::", true), ("0.0.0.0", true),
-            ("0.1.2.3", true), ("169.254.169.254", true), ("169.254.0.1", true), ("169.253.0.1", false),
-            ("fe80::1", true), ("febf::1", true), ("fec0::1", false), ("224.0.0.1", true),
-            ("239.255.255.250", true), ("255.255.255.255", true), ("ff02::1", true), ("::ffff:127.0.0.1", true),
-            ("64:ff9b::127.0.0.1", true), ("::2", false), ("::1:1", false), ("128.0.0.1", false), ("10.0.0.1", false),
-            ("192.0.2.1", false), ("2001:db8::1", false), ("fd00::1", false), ("223.255.255.255", false),
+            ("127.0.0.1", true),
+            ("127.255.255.254", true),
+            ("::1", true),
+            ("::", true),
+            ("0.0.0.0", true),
+            ("0.1.2.3", true),
+            ("169.254.169.254", true),
+            ("169.254.0.1", true),
+            ("169.253.0.1", false),
+            ("fe80::1", true),
+            ("febf::1", true),
+            ("fec0::1", false),
+            ("224.0.0.1", true),
+            ("239.255.255.250", true),
+            ("255.255.255.255", true),
+            ("ff02::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("64:ff9b::127.0.0.1", true),
+            ("::2", false),
+            ("::1:1", false),
+            ("128.0.0.1", false),
+            ("10.0.0.1", false),
+            ("192.0.2.1", false),
+            ("2001:db8::1", false),
+            ("fd00::1", false),
+            ("223.255.255.255", false),
         ];
         for (text, want) in rows {
             assert_eq!(canonical(text).is_never_denied(), want, "{text}");

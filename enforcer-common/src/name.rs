@@ -9,54 +9,47 @@ use core::ops::ControlFlow;
 use crate::repeat::{Repeat, Step};
 use crate::verdict::{NO_RULE, RuleId};
 
-/// SipHash-1-3 of bytes that come one by one, finished as often as wanted.
+/// SipHash-1-3 of words that come one by one, finished as often as wanted.
 ///
 /// Keyed, because whoever is denied chooses names: without the key nobody finds two that collide.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct SuffixHash {
-    v: [u64; 4],
-    /// Bytes that do not fill a word yet, the first one lowest.
-    tail: u64,
-    len: u64,
-}
+pub struct SuffixHash([u64; 4]);
 
 impl SuffixHash {
     #[inline(always)]
     pub const fn new([k0, k1]: [u64; 2]) -> Self {
-        let v = [
+        Self([
             k0 ^ 0x736f_6d65_7073_6575,
             k1 ^ 0x646f_7261_6e64_6f6d,
             k0 ^ 0x6c79_6765_6e65_7261,
             k1 ^ 0x7465_6462_7974_6573,
-        ];
-        Self { v, tail: 0, len: 0 }
+        ])
     }
 
+    /// Eight bytes, the first one lowest.
     #[inline(always)]
-    pub const fn push(&mut self, byte: u8) {
-        self.tail |= (byte as u64) << (8 * (self.len & 7));
-        self.len += 1;
-        if self.len & 7 == 0 {
-            self.v[3] ^= self.tail;
-            self.v = round(self.v);
-            self.v[0] ^= self.tail;
-            self.tail = 0;
-        }
+    pub const fn push(&mut self, word: u64) {
+        let Self([a, b, c, d]) = *self;
+        let [a, b, c, d] = round([a, b, c, d ^ word]);
+        *self = Self([a ^ word, b, c, d]);
     }
 
-    /// The hash of what was pushed so far.
+    /// The hash of `len` bytes: the words pushed so far, and of `rest` those bytes that make no whole word.
     #[inline(always)]
-    pub const fn finish(&self) -> u64 {
-        let last = self.tail | (self.len << 56);
-        let mut v = self.v;
-        v[3] ^= last;
-        v = round(v);
-        v[0] ^= last;
-        v[2] ^= 0xff;
-        v = round(round(round(v)));
-        v[0] ^ v[1] ^ v[2] ^ v[3]
+    pub const fn finish(&self, rest: u64, len: u32) -> u64 {
+        let mut hash = *self;
+        hash.push(low_bytes(rest, len & 7) | (len as u64) << 56);
+        let Self([a, b, c, d]) = hash;
+        let [a, b, c, d] = round(round(round([a, b, c ^ 0xff, d])));
+        a ^ b ^ c ^ d
     }
+}
+
+/// The lowest `count` bytes of a word, at most 7.
+#[inline(always)]
+const fn low_bytes(word: u64, count: u32) -> u64 {
+    word & ((1 << (8 * (count & 7))) - 1)
 }
 
 #[inline(always)]
@@ -186,35 +179,62 @@ pub trait Tables: Repeat {
 
 /// Room for a name's text: a power of two, so that a mask keeps every index within.
 pub const TEXT: usize = 256;
+/// Labels of a name: also a power of two.
+pub const LABELS: usize = 128;
 
 /// A name on its way through the tables. Lives in map memory in the kernel: what the verifier knows nothing
 /// about it need not keep apart.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Name {
-    pub text: [u8; TEXT],
+    /// Eight bytes more, so that words can be written across the end.
+    pub text: [u8; TEXT + 8],
     pub len: u32,
+    pub labels: u32,
+    /// Where each label begins.
+    pub starts: [u8; LABELS],
     state: u32,
-    automaton: u32,
-    reserved: u32,
+    /// Words of the text that were pushed into `hash`.
+    words: u32,
     hash: SuffixHash,
     pub matched: Match,
 }
 
 impl Name {
     pub const EMPTY: Self = Self {
-        text: [0; TEXT],
+        text: [0; TEXT + 8],
         len: 0,
+        labels: 0,
+        starts: [0; LABELS],
         state: 0,
-        automaton: 0,
-        reserved: 0,
+        words: 0,
         hash: SuffixHash::new([0; 2]),
         matched: Match::NONE,
     };
 
+    /// A label begins at the end of the text.
     #[inline(always)]
-    pub fn byte(&self, at: u32) -> u8 {
-        self.text[at as usize % TEXT]
+    pub fn begin_label(&mut self) {
+        if self.len != 0 {
+            self.text[self.len as usize % TEXT] = b'.';
+            self.len += 1;
+        }
+        self.starts[self.labels as usize % LABELS] = self.len as u8;
+        self.labels += 1;
+    }
+
+    /// The next eight bytes from the end of the text towards its beginning, the last byte lowest. What would
+    /// stand before the beginning is anything.
+    #[inline(always)]
+    fn next_word(&self) -> u64 {
+        let at = self.len.wrapping_sub(8 * self.words).wrapping_sub(8);
+        let mut word = 0;
+        let mut index = 0;
+        while index < 8 {
+            word = word << 8 | self.text[at.wrapping_add(index) as usize % TEXT] as u64;
+            index += 1;
+        }
+        word
     }
 }
 
@@ -235,34 +255,49 @@ pub fn match_name<C: Matching>(context: &mut C, odd: bool) {
     let (hash, automata) = (SuffixHash::new(header.key), if odd { 0 } else { header.automata });
     let name = context.name();
     name.hash = hash;
+    name.words = 0;
     name.matched = Match::NONE;
-    let len = name.len;
-    C::Tables::repeat::<SuffixByte, C>(len, context);
+    let labels = name.labels;
+    C::Tables::repeat::<Suffix, C>(labels, context);
     C::Tables::repeat::<Automaton, C>(automata, context);
 }
 
 /// No pattern has it.
 pub const ODD: u8 = b'\\';
 
-/// Absorbs the next byte from the end.
-struct SuffixByte;
+/// The suffix that begins at the next label from the end.
+struct Suffix;
 
-impl<C: Matching> Step<C> for SuffixByte {
+impl<C: Matching> Step<C> for Suffix {
     #[inline(always)]
     fn step(context: &mut C, index: u32) -> ControlFlow<()> {
         let name = context.name();
-        let at = name.len.wrapping_sub(1).wrapping_sub(index);
-        let byte = name.byte(at);
-        name.hash.push(byte);
-        if at != 0 && name.byte(at.wrapping_sub(1)) != b'.' {
-            return ControlFlow::Continue(());
-        }
-        let hash = name.hash.finish();
-        let said = context.tables().domain(hash).map(|domain| if at == 0 { domain.itself } else { domain.below });
+        let label = name.labels.wrapping_sub(1).wrapping_sub(index);
+        let start = name.starts[label as usize % LABELS] as u32;
+        let len = name.len.wrapping_sub(start);
+        let more = (len / 8).wrapping_sub(name.words);
+        C::Tables::repeat::<SuffixWord, C>(more, context);
+        let name = context.name();
+        let hash = name.hash.finish(name.next_word(), len);
+        let said =
+            context.tables().domain(hash).map(|domain| if start == 0 { domain.itself } else { domain.below });
         if let Some(said) = said {
             let name = context.name();
             name.matched = name.matched.merge(said);
         }
+        ControlFlow::Continue(())
+    }
+}
+
+struct SuffixWord;
+
+impl<C: Matching> Step<C> for SuffixWord {
+    #[inline(always)]
+    fn step(context: &mut C, _: u32) -> ControlFlow<()> {
+        let name = context.name();
+        let word = name.next_word();
+        name.hash.push(word);
+        name.words += 1;
         ControlFlow::Continue(())
     }
 }
@@ -277,7 +312,7 @@ impl<C: Matching> Step<C> for Automaton {
         let name = context.name();
         name.state = start;
         let len = name.len;
-        C::Tables::repeat::<AutomatonByte, C>(len, context);
+        C::Tables::repeat::<AutomatonBytes, C>(len.div_ceil(AT_ONCE), context);
         let state = context.name().state;
         let tables = context.tables();
         let accepted = tables.word(state.wrapping_add(tables.header().accept));
@@ -293,17 +328,28 @@ impl<C: Matching> Step<C> for Automaton {
     }
 }
 
-struct AutomatonByte;
+/// Bytes that an automaton reads in one turn.
+const AT_ONCE: u32 = 4;
 
-impl<C: Matching> Step<C> for AutomatonByte {
+struct AutomatonBytes;
+
+impl<C: Matching> Step<C> for AutomatonBytes {
     #[inline(always)]
     fn step(context: &mut C, index: u32) -> ControlFlow<()> {
-        let name = context.name();
-        let (byte, state) = (name.byte(index), name.state);
-        let tables = context.tables();
-        let class = tables.header().classes[byte as usize];
-        let next = tables.word(state.wrapping_add(class.into()));
-        context.name().state = next;
-        if next == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let mut state = context.name().state;
+        let mut turn = 0;
+        while turn < AT_ONCE {
+            let at = index * AT_ONCE + turn;
+            let name = context.name();
+            if at >= name.len {
+                break;
+            }
+            let byte = name.text[at as usize % TEXT];
+            let tables = context.tables();
+            state = tables.word(state.wrapping_add(tables.header().classes[byte as usize].into()));
+            turn += 1;
+        }
+        context.name().state = state;
+        if state == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }

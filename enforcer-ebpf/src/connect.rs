@@ -1,8 +1,6 @@
 //! From a hook's arguments to a verdict: canonical address → lookup → `decide()` → report.
 
-use aya_ebpf::{
-    bindings::bpf_sock_addr, btf_maps::lpm_trie::Key, helpers::bpf_ktime_get_boot_ns,
-};
+use aya_ebpf::{bindings::bpf_sock_addr, btf_maps::lpm_trie::Key, helpers::bpf_ktime_get_boot_ns};
 use enforcer_common::{
     Addr, Decision, Entry, Verdict,
     counter::Counter,
@@ -109,9 +107,7 @@ pub fn cgroup(ctx: *const bpf_sock_addr, family: u16, layer: Layer) -> Verdict {
 #[inline(always)]
 fn words(a: u32, b: u32, c: u32, d: u32) -> [u8; 16] {
     let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
-    [
-        a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
-    ]
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
 }
 
 /// Looks up, decides, counts, reports.
@@ -197,4 +193,3 @@ fn source(socket: &Socket) -> Result<Source, Unreadable> {
     };
     Ok(Source { octets, port: sock.local_port()?, sock_type: socket.kind()?, protocol: sock.protocol()? })
 }
-

@@ -1,7 +1,7 @@
 //! Headers of a packet from port 53. IP options and IPv6 extension headers hide nothing; fragments were put
 //! together before.
 
-use core::{hint::black_box, ops::ControlFlow};
+use core::{hint::black_box, mem::MaybeUninit, ops::ControlFlow};
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
 use enforcer_common::{
@@ -125,10 +125,11 @@ impl Packet<'_> {
 
     #[inline(always)]
     fn field<const N: usize>(&self, offset: u32) -> Result<[u8; N], NotDns> {
-        let mut field = [0; N];
+        let mut field = MaybeUninit::<[u8; N]>::uninit();
         // SAFETY: the helper checks the packet's bounds; N bytes are there.
-        match unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, (&raw mut field).cast(), N as u32) } {
-            0 => Ok(field),
+        match unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, field.as_mut_ptr().cast(), N as u32) } {
+            // SAFETY: the helper filled it.
+            0 => Ok(unsafe { field.assume_init() }),
             _ => Err(NotDns),
         }
     }

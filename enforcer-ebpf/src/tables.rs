@@ -1,10 +1,6 @@
 //! The policy's tables as the packet path sees them: one generation of maps, chosen once a packet.
 
-use core::{
-    ffi::c_void,
-    ops::ControlFlow,
-    ptr,
-};
+use core::{ffi::c_void, ops::ControlFlow, ptr};
 
 use aya_ebpf::helpers::bpf_loop;
 use enforcer_common::{

@@ -71,7 +71,8 @@ const NAMES: [&str; 26] = [
 ];
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let number = |at: usize| arguments.get(at).and_then(|text| text.parse::<u64>().ok());
     if !rustix::process::geteuid().is_root() {
         println!("packet: skipped, for it needs root");
@@ -142,7 +143,10 @@ fn compare(run: &Run, rules: &Rules, message: &[u8]) -> Result<(), String> {
             Err(format!("says nothing, but {want:?}"))
         }
         Outcome::NotAnAnswer | Outcome::Malformed | Outcome::Long | Outcome::Segmented
-            if run.entered.is_empty() => Ok(()),
+            if run.entered.is_empty() =>
+        {
+            Ok(())
+        }
         Outcome::Crowded | Outcome::OddName | Outcome::LongChain => {
             let fits = claimed(deny, &run.entered).is_subset(&claimed(deny, &want))
                 && claimed(allow, &run.entered).is_subset(&claimed(allow, &want));
@@ -151,7 +155,8 @@ fn compare(run: &Run, rules: &Rules, message: &[u8]) -> Result<(), String> {
         Outcome::Disordered if claimed(allow, &run.entered).is_empty() => {
             // All aliases are believed: at least what is denied is.
             let missed = claimed(deny, &want).difference(&claimed(deny, &run.entered)).count();
-            let odd = wire::parse(message).is_ok_and(|answer| answer.chain.iter().any(|name| name.as_str().contains('\\')));
+            let odd = wire::parse(message)
+                .is_ok_and(|answer| answer.chain.iter().any(|name| name.as_str().contains('\\')));
             if missed == 0 || odd { Ok(()) } else { Err(format!("missed {want:?}, has {:?}", run.entered)) }
         }
         _ => Err(format!("{run:?}")),
@@ -187,7 +192,9 @@ fn made() -> Vec<Row> {
         message.cname(&last, 300, "denied.example").a("denied.example", 300, v4(1))
     };
     let many = |count: u16| {
-        (0..count).fold(asked("denied.example"), |m, n| m.a("denied.example", 60, [203, 0, (n >> 8) as u8, n as u8]))
+        (0..count).fold(asked("denied.example"), |m, n| {
+            m.a("denied.example", 60, [203, 0, (n >> 8) as u8, n as u8])
+        })
     };
     let hints = [&[0, 1, 0, 3, 2, b'h', b'2'][..], &[0, 4, 0, 8, 203, 0, 113, 1, 203, 0, 113, 2]].concat();
     let hints = [&hints[..], &[0, 6, 0, 16], &v6(9)].concat();
@@ -200,22 +207,96 @@ fn made() -> Vec<Row> {
         ("apex of *.", asked("ads.example").a("ads.example", 60, v4(1)), Decided, 0),
         ("below *.", asked("a.b.ads.example").a("a.b.ads.example", 60, v4(1)), Decided, 1),
         ("glob", asked("ads-1.net.example").a("ads-1.net.example", 60, v4(1)), Decided, 1),
-        ("both families", asked("denied.example").a("denied.example", 60, v4(1)).aaaa("denied.example", 60, v6(1)), Decided, 2),
-        ("alias", asked("innocent.example").cname("innocent.example", 60, "x.tracker.example").a("x.tracker.example", 60, v4(1)), Decided, 1),
+        (
+            "both families",
+            asked("denied.example").a("denied.example", 60, v4(1)).aaaa("denied.example", 60, v6(1)),
+            Decided,
+            2,
+        ),
+        (
+            "alias",
+            asked("innocent.example").cname("innocent.example", 60, "x.tracker.example").a(
+                "x.tracker.example",
+                60,
+                v4(1),
+            ),
+            Decided,
+            1,
+        ),
         ("foreign owner", asked("denied.example").a("elsewhere.example", 60, v4(1)), Decided, 1),
         ("chain of 16", chain(15, true), Decided, 1),
         ("uncompressed chain", chain(7, false), Decided, 1),
         ("chain of 17", chain(16, true), LongChain, 0),
-        ("alias after address", asked("innocent.example").a("denied.example", 60, v4(1)).cname("innocent.example", 60, "denied.example"), Decided, 1),
-        ("aliases in the wrong order", asked("n.example").cname("m.example", 60, "denied.example").cname("n.example", 60, "m.example").a("denied.example", 60, v4(1)), Disordered, 1),
+        (
+            "alias after address",
+            asked("innocent.example").a("denied.example", 60, v4(1)).cname(
+                "innocent.example",
+                60,
+                "denied.example",
+            ),
+            Decided,
+            1,
+        ),
+        (
+            "aliases in the wrong order",
+            asked("n.example")
+                .cname("m.example", 60, "denied.example")
+                .cname("n.example", 60, "m.example")
+                .a("denied.example", 60, v4(1)),
+            Disordered,
+            1,
+        ),
         ("64 records", many(64), Decided, 64),
         ("65 records", many(65), Crowded, 64),
-        ("hints", Message::asked("denied.example", HTTPS, true).https("denied.example", 60, ".", &hints), Decided, 3),
-        ("service target", Message::asked("innocent.example", HTTPS, true).https("innocent.example", 60, "denied.example", &hints), Decided, 3),
-        ("malformed hints", Message::asked("denied.example", HTTPS, true).https("denied.example", 60, ".", &[0, 4, 0, 3, 1, 2, 3]).a("denied.example", 60, v4(1)), Decided, 1),
-        ("unordered parameters", Message::asked("denied.example", HTTPS, true).https("denied.example", 60, ".", &[0, 4, 0, 4, 1, 2, 3, 4, 0, 1, 0, 0]).a("denied.example", 60, v4(1)), Decided, 1),
-        ("odd name", asked("with space.tracker.example").a("with space.tracker.example", 60, v4(1)), OddName, 1),
-        ("odd alias", asked("denied.example").cname("denied.example", 60, "with space.example").a("with space.example", 60, v4(1)), OddName, 1),
+        (
+            "hints",
+            Message::asked("denied.example", HTTPS, true).https("denied.example", 60, ".", &hints),
+            Decided,
+            3,
+        ),
+        (
+            "service target",
+            Message::asked("innocent.example", HTTPS, true).https(
+                "innocent.example",
+                60,
+                "denied.example",
+                &hints,
+            ),
+            Decided,
+            3,
+        ),
+        (
+            "malformed hints",
+            Message::asked("denied.example", HTTPS, true)
+                .https("denied.example", 60, ".", &[0, 4, 0, 3, 1, 2, 3])
+                .a("denied.example", 60, v4(1)),
+            Decided,
+            1,
+        ),
+        (
+            "unordered parameters",
+            Message::asked("denied.example", HTTPS, true)
+                .https("denied.example", 60, ".", &[0, 4, 0, 4, 1, 2, 3, 4, 0, 1, 0, 0])
+                .a("denied.example", 60, v4(1)),
+            Decided,
+            1,
+        ),
+        (
+            "odd name",
+            asked("with space.tracker.example").a("with space.tracker.example", 60, v4(1)),
+            OddName,
+            1,
+        ),
+        (
+            "odd alias",
+            asked("denied.example").cname("denied.example", 60, "with space.example").a(
+                "with space.example",
+                60,
+                v4(1),
+            ),
+            OddName,
+            1,
+        ),
         ("longest name", asked(&long[2..]).a("x", 60, v4(1)), Decided, 1),
         ("many labels", asked(&labels).a("x", 60, v4(1)), Decided, 0),
         ("other class", asked("denied.example").record("denied.example", A, 3, 60, &v4(1)), Decided, 0),
@@ -226,12 +307,45 @@ fn made() -> Vec<Row> {
         ("update", asked("denied.example").a("denied.example", 60, v4(1)).set(2, 0xa8), NotAnAnswer, 0),
         ("two questions", asked("denied.example").a("denied.example", 60, v4(1)).set(5, 2), NotAnAnswer, 0),
         ("root", asked("."), NotAnAnswer, 0),
-        ("short address", asked("denied.example").record("denied.example", A, 1, 60, &[1, 2, 3]), Malformed, 0),
+        (
+            "short address",
+            asked("denied.example").record("denied.example", A, 1, 60, &[1, 2, 3]),
+            Malformed,
+            0,
+        ),
         ("count too high", asked("denied.example").a("denied.example", 60, v4(1)).set(7, 2), Malformed, 0),
-        ("pointer to itself", asked("denied.example").record("denied.example", CNAME, 1, 60, &[0xc0, 44]), Malformed, 0),
-        ("pointer forward", asked("denied.example").record("denied.example", CNAME, 1, 60, &[0xc1, 44]), Malformed, 0),
-        ("never denied", asked("denied.example").a("denied.example", 60, [127, 0, 0, 1]).a("denied.example", 60, [169, 254, 169, 254]), Decided, 0),
-        ("long ttl", asked("denied.example").a("denied.example", u32::MAX, v4(1)).a("denied.example", i32::MAX as u32, v4(2)), Decided, 2),
+        (
+            "pointer to itself",
+            asked("denied.example").record("denied.example", CNAME, 1, 60, &[0xc0, 44]),
+            Malformed,
+            0,
+        ),
+        (
+            "pointer forward",
+            asked("denied.example").record("denied.example", CNAME, 1, 60, &[0xc1, 44]),
+            Malformed,
+            0,
+        ),
+        (
+            "never denied",
+            asked("denied.example").a("denied.example", 60, [127, 0, 0, 1]).a(
+                "denied.example",
+                60,
+                [169, 254, 169, 254],
+            ),
+            Decided,
+            0,
+        ),
+        (
+            "long ttl",
+            asked("denied.example").a("denied.example", u32::MAX, v4(1)).a(
+                "denied.example",
+                i32::MAX as u32,
+                v4(2),
+            ),
+            Decided,
+            2,
+        ),
         ("excepted", asked("good.tracker.example").a("good.tracker.example", 60, v4(1)), Decided, 1),
     ]
 }
@@ -256,7 +370,11 @@ fn rows(subject: &mut Subject, rules: &Rules) {
 }
 
 fn protection(subject: &mut Subject, _: &Rules) {
-    let message = Message::asked("denied.example", A, true).a("denied.example", 60, v4(1)).a("denied.example", 60, v4(200));
+    let message = Message::asked("denied.example", A, true).a("denied.example", 60, v4(1)).a(
+        "denied.example",
+        60,
+        v4(200),
+    );
     let frame = Carrier::Udp4.frame(&message.a("denied.example", 60, v4(2)).bytes);
     let network = Network { addr: Addr::from_v4(v4(192)).octets(), prefix: 96 + 26 };
     protect(subject, &[Addr::from_v4(v4(1))], &[network]);
@@ -267,7 +385,8 @@ fn protection(subject: &mut Subject, _: &Rules) {
 }
 
 fn swaps(subject: &mut Subject, rules: &Rules) {
-    let frame = Carrier::Udp4.frame(&Message::asked("denied.example", A, true).a("denied.example", 60, v4(1)).bytes);
+    let frame =
+        Carrier::Udp4.frame(&Message::asked("denied.example", A, true).a("denied.example", 60, v4(1)).bytes);
     let other = Rules::new("[[rule]]\nname = \"x\"\naction = \"deny\"\nhosts = [\"other.example\"]");
     for turn in 0..4 {
         let (rules, denied) = if turn % 2 == 0 { (&other, 0) } else { (rules, 1) };
@@ -292,7 +411,9 @@ fn full(subject: &mut Subject, _: &Rules) {
     let before = subject.count(Counter::AnswersDropped);
     subject.stuff();
     let answer = |name: &str| Carrier::Udp4.frame(&Message::asked(name, A, true).a(name, 60, v4(1)).bytes);
-    for (name, delivered) in [("denied.example", false), ("x.audit.example", true), ("innocent.example", true)] {
+    for (name, delivered) in
+        [("denied.example", false), ("x.audit.example", true), ("innocent.example", true)]
+    {
         let run = subject.pass(&answer(name));
         assert_eq!((run.0, run.1), (delivered, !delivered), "{name}");
     }
@@ -324,7 +445,9 @@ fn random_message(random: &mut Random) -> Vec<u8> {
                 let target = if random.one_in(2) { "." } else { *random.pick(&NAMES) };
                 message.https(from, ttl, target, &hints[..cut])
             }
-            _ => message.record(from, random.below(70) as u16, 1 + random.one_in(4) as u16, ttl, &[1, 2, 3, 4]),
+            _ => {
+                message.record(from, random.below(70) as u16, 1 + random.one_in(4) as u16, ttl, &[1, 2, 3, 4])
+            }
         };
     }
     let mut bytes = message.bytes;
@@ -382,7 +505,15 @@ fn costs(subject: &mut Subject) {
     let short = ask("w.e").a("w.e", 60, v4(1));
     let longer = ask("abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghi.e").a("w.e", 60, v4(1));
     let many = (0..64).fold(ask("denied.example"), |m, n| m.a("denied.example", 60, v4(n)));
-    for (what, message) in [("query", query), ("3 bytes", short), ("63 bytes", longer), ("innocent", innocent), ("denied", denied), ("two aliases", chain), ("64 addresses", many)] {
+    for (what, message) in [
+        ("query", query),
+        ("3 bytes", short),
+        ("63 bytes", longer),
+        ("innocent", innocent),
+        ("denied", denied),
+        ("two aliases", chain),
+        ("64 addresses", many),
+    ] {
         let frame = Carrier::Udp4.frame(&message.bytes);
         let mut all: Vec<f64> = (0..21).map(|_| subject.time(&frame, 2000)).collect();
         all.sort_by(f64::total_cmp);

@@ -90,8 +90,10 @@ impl Subject {
 
     /// The packet's way through the program. What it entered is taken out again.
     pub(crate) fn run(&mut self, frame: &[u8]) -> Run {
-        let result =
-            self.program().test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() }).unwrap();
+        let result = self
+            .program()
+            .test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() })
+            .unwrap();
         let record = self.ring.next().expect("a packet from port 53 is copied");
         let Some(Record::Answer(header, _)) = Record::parse(&record) else { panic!("an odd record") };
         drop(record);
@@ -174,7 +176,11 @@ impl Rules {
         let parsed = policy::parse(&[source]).unwrap_or_else(|errors| panic!("{errors:?}"));
         Self {
             compiled: Compiled::new(&parsed.set).unwrap_or_else(|errors| panic!("{errors:?}")),
-            tables: Tables::new(&parsed.set, [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210], Budget::default()),
+            tables: Tables::new(
+                &parsed.set,
+                [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
+                Budget::default(),
+            ),
         }
     }
 }

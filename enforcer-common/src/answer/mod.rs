@@ -97,7 +97,8 @@ pub struct Scratch {
     records: records::State,
     pub found_len: u32,
     pub found: [Found; ADDRESSES],
-    pub message: [u8; MESSAGE_BYTES],
+    /// Eight bytes more, so that words can be read across the end.
+    pub message: [u8; MESSAGE_BYTES + 8],
 }
 
 impl Scratch {
@@ -110,7 +111,7 @@ impl Scratch {
         records: records::State::EMPTY,
         found_len: 0,
         found: [Found { addr: Addr::from_v4([0; 4]), ttl: 0 }; ADDRESSES],
-        message: [0; MESSAGE_BYTES],
+        message: [0; MESSAGE_BYTES + 8],
     };
 
     /// What the answer's names are claimed by. An exception opens, so it takes an answer that is decided.
@@ -161,7 +162,8 @@ pub fn entry(matched: Match, ttl: u32, lifetime: Lifetime, now: BootNanos) -> En
     let seconds = if ttl < lifetime.floor { lifetime.floor } else { ttl };
     let seconds = if seconds > lifetime.cap { lifetime.cap } else { seconds };
     let until = now.saturating_add(seconds as u64 * 1_000_000_000);
-    let claim = |by| if by == Match::NONE.deny { Claim::NONE } else { Claim::new(crate::name::rule(by), until) };
+    let claim =
+        |by| if by == Match::NONE.deny { Claim::NONE } else { Claim::new(crate::name::rule(by), until) };
     Entry { allow: claim(matched.allow), deny: claim(matched.deny), audit: claim(matched.audit) }
 }
 
@@ -233,12 +235,12 @@ fn message<T: Tables>(walk: &mut Walk<'_, T>) -> Result<(), Refused> {
         return Ok(());
     }
     scratch.records.begin(end + 4, scratch.reader.identity);
-    walk.match_read_name();
     if answers > RECORDS {
         walk.scratch.late(Outcome::Crowded);
     }
     let most = if answers > RECORDS { RECORDS } else { answers };
-    T::repeat::<Record, _>(most, walk);
+    // The first turn is the question's.
+    T::repeat::<Record, _>(most + 1, walk);
     if walk.scratch.records.broken() { Err(Refused(Outcome::Malformed)) } else { Ok(()) }
 }
 

@@ -78,24 +78,30 @@ impl State {
 /// The record breaks the rules, and with it the message.
 struct Broken;
 
+/// The asked name, which was just read, in the first turn; then record by record. Names are matched in one
+/// place, for the verifier looks at each.
 pub(super) struct Record;
 
 impl<T: Tables> Step<Walk<'_, T>> for Record {
     #[inline(always)]
-    fn step(walk: &mut Walk<'_, T>, _: u32) -> ControlFlow<()> {
-        match walk.record() {
-            Ok(()) => ControlFlow::Continue(()),
+    fn step(walk: &mut Walk<'_, T>, index: u32) -> ControlFlow<()> {
+        let leads = if index == 0 { Ok(true) } else { walk.record() };
+        match leads {
+            Ok(false) => {}
+            Ok(true) => walk.match_read_name(),
             Err(Broken) => {
                 walk.scratch.records.broken = 1;
-                ControlFlow::Break(())
+                return ControlFlow::Break(());
             }
         }
+        ControlFlow::Continue(())
     }
 }
 
 impl<T: Tables> Walk<'_, T> {
+    /// True: the record leads to the name that was read last.
     #[inline(always)]
-    fn record(&mut self) -> Result<(), Broken> {
+    fn record(&mut self) -> Result<bool, Broken> {
         let (owner, fixed) = self.owner()?;
         let scratch = &mut *self.scratch;
         let len = scratch.u16(fixed + 8) as u32;
@@ -107,28 +113,39 @@ impl<T: Tables> Walk<'_, T> {
         }
         scratch.records.at = end;
         if scratch.u16(fixed + 2) != INTERNET {
-            return Ok(());
+            return Ok(false);
         }
         let ttl = ttl(scratch.u32(fixed + 4));
-        match scratch.u16(fixed) {
+        let kind = scratch.u16(fixed);
+        match kind {
             A if len == 4 => scratch.push_v4(data, ttl),
             AAAA if len == 16 => scratch.push_v6(data, ttl),
             A | AAAA => return Err(Broken),
-            CNAME => {
-                if self.read_name(data, end) != Some(end) {
-                    return Err(Broken);
-                }
-                self.alias(owner, ttl);
-                let scratch = &mut *self.scratch;
-                if scratch.name.len != 0 {
-                    scratch.records.previous = scratch.reader.identity;
-                    scratch.records.previous_at = data;
-                }
-            }
-            SVCB | HTTPS => self.service(owner, ttl, data, end),
+            CNAME | SVCB | HTTPS => return self.leading(kind, owner, ttl, data, end),
             _ => {}
         }
-        Ok(())
+        Ok(false)
+    }
+
+    /// A record that names another name.
+    #[inline(always)]
+    fn leading(&mut self, kind: u16, owner: u64, ttl: u32, data: u32, end: u32) -> Result<bool, Broken> {
+        let target = if kind == CNAME { data } else { data + 2 };
+        let behind = self.read_name(target, end);
+        if kind != CNAME {
+            // Resolvers pass these on unread, so a malformed one does not break the message.
+            return Ok(behind.is_some_and(|behind| self.service(ttl, behind, end)) && self.alias(owner, ttl));
+        }
+        if behind != Some(end) {
+            return Err(Broken);
+        }
+        let leads = self.alias(owner, ttl);
+        let scratch = &mut *self.scratch;
+        if scratch.name.len != 0 {
+            scratch.records.previous = scratch.reader.identity;
+            scratch.records.previous_at = data;
+        }
+        Ok(leads)
     }
 
     /// Who owns the next record, and the offset behind that name.
@@ -151,32 +168,30 @@ impl<T: Tables> Walk<'_, T> {
         Ok((self.scratch.reader.identity, end))
     }
 
-    /// The name that was read last is another one's alias.
+    /// The name that was read last is another one's alias. False: it is not to be matched.
     #[inline(always)]
-    fn alias(&mut self, owner: u64, ttl: u32) {
+    fn alias(&mut self, owner: u64, ttl: u32) -> bool {
         let scratch = &mut *self.scratch;
         if scratch.name.len == 0 {
-            return;
+            return false;
         }
         if owner != scratch.records.previous && owner != scratch.records.asked {
             scratch.late(Outcome::Disordered);
         }
         if scratch.records.aliases >= CNAME_CHAIN as u32 {
             scratch.late(Outcome::LongChain);
-            return;
+            return false;
         }
         scratch.records.aliases += 1;
         if ttl < scratch.records.ttl {
             scratch.records.ttl = ttl;
         }
-        self.match_read_name();
+        true
     }
 
-    /// A service's target is an alias, its hints are addresses (RFC 9460, 7.3). Resolvers pass these records on
-    /// unread, so a malformed one does not break the message.
+    /// A service's target is an alias, its hints are addresses (RFC 9460, 7.3). False: it is malformed.
     #[inline(always)]
-    fn service(&mut self, owner: u64, ttl: u32, data: u32, end: u32) {
-        let Some(parameters) = self.read_name(data + 2, end) else { return };
+    fn service(&mut self, ttl: u32, parameters: u32, end: u32) -> bool {
         let scratch = &mut *self.scratch;
         let before = scratch.found_len;
         scratch.records.parameter_at = parameters;
@@ -185,14 +200,14 @@ impl<T: Tables> Walk<'_, T> {
         scratch.records.service_ttl = ttl;
         T::repeat::<Parameter, _>(PARAMETERS, self);
         let scratch = &mut *self.scratch;
-        if scratch.records.parameter_at == end {
-            self.alias(owner, ttl);
-        } else if scratch.records.parameter_at == BAD {
+        if scratch.records.parameter_at == BAD {
             scratch.found_len = before;
-        } else {
-            scratch.late(Outcome::Crowded);
-            self.alias(owner, ttl);
+            return false;
         }
+        if scratch.records.parameter_at != end {
+            scratch.late(Outcome::Crowded);
+        }
+        true
     }
 }
 

@@ -149,7 +149,8 @@ impl Daemon {
         mut changes: mpsc::Receiver<()>,
         mut requests: mpsc::Receiver<Query>,
     ) -> Result<(), DaemonError> {
-        let signals = |kind| signal(kind).map_err(|source| DaemonError::Io { what: "cannot catch signals", source });
+        let signals =
+            |kind| signal(kind).map_err(|source| DaemonError::Io { what: "cannot catch signals", source });
         let (mut term, mut int) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
         let mut hup = signals(SignalKind::hangup())?;
         let mut ticks = interval(TICK);
@@ -198,7 +199,9 @@ impl Daemon {
                 let event = self.state.connect(&record, facts, clock::wall_time(record.time));
                 self.emit(event);
             }
-            None => error!(bytes = bytes.len(), "a record of the ring cannot be read: kernel and daemon disagree"),
+            None => {
+                error!(bytes = bytes.len(), "a record of the ring cannot be read: kernel and daemon disagree")
+            }
         }
     }
 
@@ -244,7 +247,9 @@ impl Daemon {
                     let steps = self.state.set_host(host, now);
                     self.installer.apply(steps, &mut self.state);
                 }
-                Err(error) => warn!(%error, "cannot read the host's own addresses; the last known ones stay protected"),
+                Err(error) => {
+                    warn!(%error, "cannot read the host's own addresses; the last known ones stay protected")
+                }
             }
         }
         let steps = self.state.tick(now);

@@ -71,4 +71,3 @@ fn read(directory: &std::path::Path) -> Result<Loaded, String> {
 fn lines<T: ToString>(items: Vec<T>) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
-

@@ -113,7 +113,10 @@ fn attach(
 /// The hooks to use, and why not LSM.
 fn choose(config: &Config, preflight: &Preflight) -> Result<(Hooks, Option<String>), DaemonError> {
     let obstacle = if confidential(preflight) {
-        Some("the kernel is locked down (confidentiality), where LSM programs cannot read addresses".to_owned())
+        Some(
+            "the kernel is locked down (confidentiality), where LSM programs cannot read addresses"
+                .to_owned(),
+        )
     } else if preflight.lsm.is_some() && !preflight.lsm_bpf_active() {
         Some("`bpf` is not in the kernel's list of active LSMs".to_owned())
     } else {
@@ -130,7 +133,10 @@ fn choose(config: &Config, preflight: &Preflight) -> Result<(Hooks, Option<Strin
         (LayerChoice::Auto, Some(why)) if !config.require_lsm => Ok((Hooks::Cgroup, Some(why))),
         (_, Some(why)) => {
             let remedies: Vec<String> = preflight.problems().iter().map(ToString::to_string).collect();
-            Err(DaemonError::Start(format!("{why}, and the configuration requires LSM.\n{}", remedies.join("\n"))))
+            Err(DaemonError::Start(format!(
+                "{why}, and the configuration requires LSM.\n{}",
+                remedies.join("\n")
+            )))
         }
     }
 }

@@ -200,7 +200,13 @@ impl State {
                     Verdict::Allow => return None,
                 };
                 let names = self.table.names(*addr, now);
-                Some(Claimed { addr: *addr, names, rule: claim.rule, verdict: decision.verdict, until: claim.until })
+                Some(Claimed {
+                    addr: *addr,
+                    names,
+                    rule: claim.rule,
+                    verdict: decision.verdict,
+                    until: claim.until,
+                })
             })
             .collect();
         all.sort_by_key(|claimed| claimed.addr);

@@ -6,7 +6,9 @@ mod automata;
 
 use std::collections::HashMap;
 
-use enforcer_common::name::{BLOCK, Domain, Header, Match, Matching, Name as Text, SuffixHash, TEXT, match_name};
+use enforcer_common::name::{
+    BLOCK, Domain, Header, Match, Matching, Name as Text, SuffixHash, TEXT, match_name,
+};
 use enforcer_common::name::{Tables as Matchable, placed};
 use enforcer_common::repeat::{Repeat, Step, plainly};
 
@@ -66,7 +68,9 @@ impl Tables {
         let mut sayings = Sayings::default();
         let names = named.into_iter().map(|(name, domain)| (suffix_hash(key, name), sayings.index(domain)));
         let names = names.collect();
-        let made = automata::build(globs, budget, &mut |said| sayings.index(Domain { itself: said, ..Domain::NONE }));
+        let made = automata::build(globs, budget, &mut |said| {
+            sayings.index(Domain { itself: said, ..Domain::NONE })
+        });
         Self {
             header: Header { key, ..made.header },
             names,
@@ -84,8 +88,12 @@ impl Tables {
             return None;
         }
         let mut text = Text::EMPTY;
-        text.text[..bytes.len()].copy_from_slice(bytes);
-        text.len = u32::try_from(bytes.len()).unwrap_or(0);
+        for label in name.as_str().split('.') {
+            text.begin_label();
+            let at = text.len as usize;
+            text.text[at..at + label.len()].copy_from_slice(label.as_bytes());
+            text.len += label.len() as u32;
+        }
         let mut asked = Asked { text, index };
         match_name(&mut asked, false);
         Some(asked.text.matched)
@@ -108,8 +116,16 @@ fn said(action: Action, by: u64) -> Match {
 /// The key of a domain in the map of names.
 pub fn suffix_hash(key: [u64; 2], domain: &str) -> u64 {
     let mut hash = SuffixHash::new(key);
-    domain.bytes().rev().for_each(|byte| hash.push(byte));
-    hash.finish()
+    let reversed: Vec<u8> = domain.bytes().rev().collect();
+    let mut words = reversed.chunks_exact(8);
+    for word in &mut words {
+        hash.push(little_endian(word));
+    }
+    hash.finish(little_endian(words.remainder()), domain.len() as u32)
+}
+
+fn little_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
 /// Numbers for what is said about domains.

@@ -45,7 +45,11 @@ fn name_bytes() -> impl Iterator<Item = u8> {
 }
 
 /// `index_of` gives what is said about a name a number.
-pub(super) fn build<'a>(globs: &[Glob<'a>], budget: Budget, index_of: &mut dyn FnMut(Match) -> u32) -> Made<'a> {
+pub(super) fn build<'a>(
+    globs: &[Glob<'a>],
+    budget: Budget,
+    index_of: &mut dyn FnMut(Match) -> u32,
+) -> Made<'a> {
     let mut sorted = globs.to_vec();
     // Globs of one shape grow together least: those that begin with a wildcard apart from those that do not,
     // and by how many more wildcards they have.
@@ -169,7 +173,8 @@ impl<'a> Machine<'a> {
             let mut seen: HashMap<(u32, Vec<u32>), u32> = HashMap::new();
             let mut finer = Vec::with_capacity(group.len());
             for (state, row) in self.next.iter().enumerate() {
-                let leads = row.iter().map(|&next| if next == 0 { 0 } else { group[next as usize - 1] }).collect();
+                let leads =
+                    row.iter().map(|&next| if next == 0 { 0 } else { group[next as usize - 1] }).collect();
                 let number = seen.len() as u32 + 1;
                 finer.push(*seen.entry((group[state], leads)).or_insert(number));
             }
@@ -183,7 +188,8 @@ impl<'a> Machine<'a> {
         let mut accepts = vec![Match::NONE; count];
         for (state, row) in self.next.iter().enumerate() {
             let number = group[state] as usize - 1;
-            next[number] = row.iter().map(|&next| if next == 0 { 0 } else { group[next as usize - 1] }).collect();
+            next[number] =
+                row.iter().map(|&next| if next == 0 { 0 } else { group[next as usize - 1] }).collect();
             accepts[number] = self.accepts[state];
         }
         // The first state is the first of its group, so it stays number 1.
@@ -234,7 +240,8 @@ fn lay_out<'a>(
         header.automata += 1;
         states += machine.next.len();
     }
-    let words = words.chunks(BLOCK).map(|chunk| std::array::from_fn(|at| chunk.get(at).copied().unwrap_or(0)));
+    let words =
+        words.chunks(BLOCK).map(|chunk| std::array::from_fn(|at| chunk.get(at).copied().unwrap_or(0)));
     Made { header, words: words.collect(), states, late }
 }
 

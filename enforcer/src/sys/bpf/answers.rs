@@ -108,7 +108,8 @@ impl Answers {
     /// Everything that was entered and not discarded; an address may come twice.
     pub fn entered(&self) -> Result<Vec<(Addr, Entry)>, BpfError> {
         let both = self.halves.iter().flat_map(HashMap::iter);
-        both.map(|item| item.map(|(key, Wire(entry))| (Addr::from_v6(key), entry)).map_err(error(ANSWERED))).collect()
+        both.map(|item| item.map(|(key, Wire(entry))| (Addr::from_v6(key), entry)).map_err(error(ANSWERED)))
+            .collect()
     }
 
     /// Addresses that no answer may deny. What is protected by both the old and the new set always is.
@@ -133,7 +134,10 @@ impl Answers {
             let old = Network { addr: old.data(), prefix: old.prefix_len() as u8 };
             networks.contains(&old)
         };
-        known.iter().filter(|old| !wanted(old)).try_for_each(|old| gone(NEVER_DENY, self.never_deny.remove(old)))
+        known
+            .iter()
+            .filter(|old| !wanted(old))
+            .try_for_each(|old| gone(NEVER_DENY, self.never_deny.remove(old)))
     }
 
     fn control(&self) -> Result<Control, BpfError> {

@@ -85,7 +85,12 @@ fn create(template: i32) -> io::Result<OwnedFd> {
     map.inner_map_fd = u32::try_from(template).map_err(io::Error::other)?;
     // SAFETY: the kernel reads `attr`, of the given size, and nothing else.
     let fd = unsafe {
-        libc::syscall(libc::SYS_bpf, bpf_cmd::BPF_MAP_CREATE as libc::c_int, &raw const attr, size_of::<bpf_attr>())
+        libc::syscall(
+            libc::SYS_bpf,
+            bpf_cmd::BPF_MAP_CREATE as libc::c_int,
+            &raw const attr,
+            size_of::<bpf_attr>(),
+        )
     };
     if fd < 0 {
         return Err(io::Error::last_os_error());

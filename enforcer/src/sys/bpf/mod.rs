@@ -62,11 +62,15 @@ pub enum BpfError {
     Missing(&'static str),
     #[error("map `{map}`: {source}")]
     Map { map: &'static str, source: MapError },
-    #[error("the pinned map {0} has another shape than this version's: stop enforcer, remove the file, start again")]
+    #[error(
+        "the pinned map {0} has another shape than this version's: stop enforcer, remove the file, start again"
+    )]
     Shape(PathBuf),
     #[error("{what} {path}: {source}{hint}")]
     Path { what: &'static str, path: PathBuf, source: std::io::Error, hint: &'static str },
-    #[error("cannot pin {path}: {source}; is a bpf file system mounted there? (mount -t bpf bpf /sys/fs/bpf)")]
+    #[error(
+        "cannot pin {path}: {source}; is a bpf file system mounted there? (mount -t bpf bpf /sys/fs/bpf)"
+    )]
     Pin { path: PathBuf, source: aya::pin::PinError },
 }
 
@@ -145,7 +149,9 @@ impl Kernel {
     }
 
     pub fn put_address(&mut self, addr: Addr, entry: Entry) -> Result<(), BpfError> {
-        self.addresses.insert(addr.octets(), Wire(entry), 0).map_err(|source| BpfError::Map { map: ADDRESSES, source })
+        self.addresses
+            .insert(addr.octets(), Wire(entry), 0)
+            .map_err(|source| BpfError::Map { map: ADDRESSES, source })
     }
 
     pub fn remove_address(&mut self, addr: Addr) -> Result<(), BpfError> {
@@ -173,8 +179,10 @@ impl Kernel {
 
     pub fn networks(&self) -> Result<Vec<(Network, Entry)>, BpfError> {
         let read = |item: Result<(Key<[u8; 16]>, Wire<Entry>), MapError>| {
-            item.map(|(key, Wire(entry))| (Network { addr: key.data(), prefix: key.prefix_len() as u8 }, entry))
-                .map_err(|source| BpfError::Map { map: NETWORKS, source })
+            item.map(|(key, Wire(entry))| {
+                (Network { addr: key.data(), prefix: key.prefix_len() as u8 }, entry)
+            })
+            .map_err(|source| BpfError::Map { map: NETWORKS, source })
         };
         self.networks.iter().map(read).collect()
     }
@@ -196,7 +204,8 @@ impl Kernel {
 
     /// Detaches everything and forgets what was pinned: nothing is enforced afterwards.
     pub fn release(self) -> Result<(), BpfError> {
-        let entries = fs::read_dir(&self.pin).map_err(|source| path_error("cannot read", &self.pin, source))?;
+        let entries =
+            fs::read_dir(&self.pin).map_err(|source| path_error("cannot read", &self.pin, source))?;
         for entry in entries.flatten() {
             let path = entry.path();
             fs::remove_file(&path).map_err(|source| path_error("cannot remove", &path, source))?;
@@ -333,7 +342,8 @@ fn cgroup_skb(ebpf: &mut Ebpf, cgroup: impl AsFd) -> Result<FdLink, BpfError> {
     let program: &mut CgroupSkb = program(ebpf, DNS_PROGRAM)?.try_into().map_err(failed)?;
     program.load().map_err(failed)?;
     // Single is what link creation takes; links of several owners still coexist.
-    let link = program.attach(cgroup, CgroupSkbAttachType::Ingress, CgroupAttachMode::Single).map_err(failed)?;
+    let link =
+        program.attach(cgroup, CgroupSkbAttachType::Ingress, CgroupAttachMode::Single).map_err(failed)?;
     let link = program.take_link(link).map_err(failed)?;
     link.try_into().map_err(|source| BpfError::Link { program: DNS_PROGRAM, source })
 }
@@ -362,7 +372,8 @@ fn remove_links_except(pin: &Path, kept: &[PathBuf]) -> Result<(), BpfError> {
     for entry in fs::read_dir(pin).map_err(|source| path_error("cannot read", pin, source))?.flatten() {
         let is_link = entry.file_name().to_string_lossy().starts_with(LINK);
         if is_link && !kept.contains(&entry.path()) {
-            fs::remove_file(entry.path()).map_err(|source| path_error("cannot remove", &entry.path(), source))?;
+            fs::remove_file(entry.path())
+                .map_err(|source| path_error("cannot remove", &entry.path(), source))?;
         }
     }
     Ok(())
