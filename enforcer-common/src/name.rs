@@ -353,3 +353,66 @@ impl<C: Matching> Step<C> for AutomatonBytes {
         if state == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::vec::Vec;
+
+    use super::*;
+
+    fn hash(key: [u64; 2], bytes: &[u8]) -> u64 {
+        let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        let mut hash = SuffixHash::new(key);
+        let mut words = bytes.chunks_exact(8);
+        for chunk in &mut words {
+            hash.push(word(chunk));
+        }
+        hash.finish(word(words.remainder()), bytes.len() as u32)
+    }
+
+    /// The key is the bytes 0 to 15, the messages are empty, 0, 0 1, 0 1 2, ...: the beginning of the vectors by
+    /// which Rust's own library tests its SipHash-1-3.
+    #[test]
+    fn siphash_1_3_reference() {
+        let key = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
+        let rows: [u64; 16] = [
+            0xabac_0158_050f_c4dc,
+            0xc9f4_9bf3_7d57_ca93,
+            0x82cb_9b02_4dc7_d44d,
+            0x8bf8_0ab8_e7dd_f7fb,
+            0xcf75_5760_88d3_8328,
+            0xdef9_d52f_4953_3b67,
+            0xc50d_2b50_c59f_22a7,
+            0xd392_7d98_9bb1_1140,
+            0x3690_9511_8d29_9a8e,
+            0x25a4_8eb3_6c06_3de4,
+            0x79de_85ee_92ff_097f,
+            0x70c1_18c1_f94d_c352,
+            0x78a3_84b1_57b4_d9a2,
+            0x306f_760c_1229_ffa7,
+            0x605a_a111_c0f9_5d34,
+            0xd320_d86d_2a51_9956,
+        ];
+        let message: Vec<u8> = (0..16).collect();
+        for (len, want) in rows.into_iter().enumerate() {
+            assert_eq!(hash(key, &message[..len]), want, "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn keys_matter() {
+        assert_ne!(hash([0, 0], b"moc"), hash([0, 1], b"moc"));
+        assert_ne!(hash([0, 0], b"moc"), hash([1, 0], b"moc"));
+    }
+
+    #[test]
+    fn the_least_place_wins_within_a_name_and_the_first_name_within_an_answer() {
+        let a = Match { deny: placed(3, 30), ..Match::NONE };
+        let b = Match { deny: placed(1, 10), audit: placed(2, 20), ..Match::NONE };
+        assert_eq!(a.merge(b), b);
+        assert_eq!(a.or(b), Match { audit: placed(2, 20), ..a });
+        assert_eq!((rule(a.deny), rule(a.allow)), (30, NO_RULE));
+        assert!(Match::NONE.is_none() && !a.is_none());
+    }
+}

@@ -157,3 +157,24 @@ const fn canonical(word: u64) -> (u64, u64) {
     let plain = printable & other_than_dot & other_than_backslash & !word;
     (word | upper >> 2, !plain & HIGH)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eight_bytes_at_once_are_as_one_by_one() {
+        for byte in 0..=u8::MAX {
+            for place in 0..8 {
+                for beside in [0x00, 0x2e, 0x41, 0x7f, 0x80, 0xff] {
+                    let mut bytes = [beside; 8];
+                    bytes[place] = byte;
+                    let (lower, odd) = canonical(u64::from_le_bytes(bytes));
+                    let plain = (0x21..=0x7e).contains(&byte) && byte != b'.' && byte != b'\\';
+                    assert_eq!(lower.to_le_bytes()[place], byte.to_ascii_lowercase(), "{byte:#x}");
+                    assert_eq!(odd.to_le_bytes()[place], if plain { 0 } else { 0x80 }, "{byte:#x}");
+                }
+            }
+        }
+    }
+}

@@ -192,3 +192,122 @@ impl<'b> Matching for Asked<'_, 'b> {
         self.index
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use enforcer_common::verdict::NO_RULE;
+    use enforcer_common::name::rule;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::compile::{Claims, Compiled};
+    use crate::engine::policy::{Origin, Rule, rule_id};
+
+    const KEY: [u64; 2] = [17, 42];
+
+    fn set(rules: &[(Action, &[&str])]) -> PolicySet {
+        let rules = rules.iter().enumerate().map(|(place, (action, hosts))| {
+            let name = format!("r{place}");
+            Rule {
+                id: rule_id(&name),
+                name,
+                description: None,
+                action: *action,
+                // What no policy could say is left out.
+                hosts: hosts.iter().filter_map(|host| Pattern::new(host).ok()).collect(),
+                networks: Vec::new(),
+                origin: Origin { file: "test".into(), line: 1, column: 1 },
+            }
+        });
+        PolicySet { rules: rules.collect() }
+    }
+
+    /// What the tables say and what the daemon's matcher, which is made of globset, says.
+    fn both(set: &PolicySet, tables: &Tables, name: &str) -> (Option<Claims>, Claims) {
+        let name = Name::from_text(name).unwrap();
+        let said = Tables::matches(&tables.index(), &name);
+        let said = said.map(|said| Claims {
+            allow: rule(said.allow),
+            deny: rule(said.deny),
+            audit: rule(said.audit),
+        });
+        (said, Compiled::new(set).unwrap().claims(&name))
+    }
+
+    #[test]
+    fn the_documented_rows() {
+        let rows: [(&str, [bool; 4]); 7] = [
+            ("example.com", [true, false, false, false]),
+            ("*.example.com", [false, true, true, false]),
+            (".example.com", [true, true, true, false]),
+            ("*example.com", [true, true, true, true]),
+            ("?xample.com", [true, false, false, false]),
+            ("{a,not}*example.com", [false, true, true, true]),
+            ("*[a-d].*.com", [false, true, true, false]),
+        ];
+        for (pattern, wants) in rows {
+            let set = set(&[(Action::Deny, &[pattern])]);
+            let tables = Tables::new(&set, KEY, Budget::default());
+            let names = ["example.com", "a.example.com", "a.b.example.com", "notexample.com"];
+            for (name, want) in names.into_iter().zip(wants) {
+                let (said, by_globset) = both(&set, &tables, name);
+                assert_eq!(said, Some(by_globset), "{pattern} {name}");
+                assert_eq!(by_globset.deny != NO_RULE, want, "{pattern} {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn globs_that_multiply_get_automata_of_their_own_or_are_late() {
+        let text: Vec<String> = (0..200u32).map(|n| format!("*{n:03}*{:03}*x", n * 7 % 1000)).collect();
+        let hosts: Vec<&str> = text.iter().map(String::as_str).collect();
+        let set = set(&[(Action::Deny, &hosts)]);
+        let tables = Tables::new(&set, KEY, Budget { words: 1 << 16, bytes: 1 << 16 });
+        assert!(tables.header.automata > 1 && !tables.late.is_empty(), "{:?}", tables.header.automata);
+        assert!(tables.automata.len() * BLOCK <= (1 << 16) + BLOCK);
+        let late: Vec<&str> = tables.late.iter().map(|(_, text)| text.as_str()).collect();
+        for (n, host) in hosts.iter().enumerate() {
+            let (said, _) = both(&set, &tables, &format!("a{n:03}b{:03}cx", n * 7 % 1000));
+            assert_eq!(said.unwrap().deny == NO_RULE, late.contains(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn escaped_names_are_left_to_the_daemon_and_nothing_matches_nothing() {
+        let set = set(&[(Action::Deny, &["*"])]);
+        let tables = Tables::new(&set, KEY, Budget::default());
+        let odd = Name::from_labels([b"a b".as_slice(), b"example"]).unwrap();
+        assert_eq!(Tables::matches(&tables.index(), &odd), None);
+        let nothing = Tables::empty();
+        let name = Name::from_text("a.example").unwrap();
+        assert_eq!(Tables::matches(&nothing.index(), &name), Some(Match::NONE));
+    }
+
+    fn pattern() -> impl Strategy<Value = String> {
+        let part = prop::sample::select(vec![
+            "a", "b", "ab", "-", ".", ".a", "*", "?", "[ab]", "[!a]", "{a,b.b}", "1",
+        ]);
+        prop::collection::vec(part, 1..7).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+        #[test]
+        fn random_names_and_globs_agree_with_globset(
+            patterns in prop::collection::vec((pattern(), 0usize..3), 1..12),
+            names in prop::collection::vec("[ab1-]{1,9}(\\.[ab1-]{1,9}){0,4}", 1..30),
+        ) {
+            let rules: Vec<(Action, [&str; 1])> =
+                patterns.iter().map(|(text, action)| (Action::ALL[*action], [text.as_str()])).collect();
+            let rules: Vec<(Action, &[&str])> = rules.iter().map(|(action, hosts)| (*action, hosts.as_slice())).collect();
+            let set = set(&rules);
+            let tables = Tables::new(&set, KEY, Budget::default());
+            prop_assert!(tables.late.is_empty());
+            for name in &names {
+                let (said, by_globset) = both(&set, &tables, name);
+                prop_assert_eq!(said, Some(by_globset), "{} {:?}", name, patterns);
+            }
+        }
+    }
+}

@@ -81,8 +81,14 @@ impl Answers {
         self.fill(slot, tables)?;
         self.headers.set(slot, Wire(tables.header), 0).map_err(error(HEADERS))?;
         self.control.set(0, Wire(next), 0).map_err(error(CONTROL))?;
-        // The memory of the old ones. Each of these waits until no program uses the map any more.
-        self.fill(now.tables & 1, &Tables::empty())
+        // Gives the memory of the old ones back. Each of these waits until no program uses the map any more.
+        // If it fails the memory is kept, and nothing else.
+        let freed = self.fill(now.tables & 1, &Tables::empty());
+        let waited = self.answered.set(now.answered & 1, &self.halves[(now.answered & 1) as usize], 0);
+        if let Err(error) = freed.and(waited.map_err(error(ANSWERED))) {
+            tracing::warn!(%error, "the tables of the policy before this one still take memory");
+        }
+        Ok(())
     }
 
     /// From here on answers are entered into the other map; to be followed by `discard_retired` like `install`.
