@@ -151,9 +151,9 @@ const fn canonical(word: u64) -> (u64, u64) {
     // Sums of seven bits carry into the eighth, never into the next byte.
     let low = word & !HIGH;
     let upper = (low + (0x80 - 0x41) * ONES) & !(low + (0x80 - 0x5b) * ONES) & !word & HIGH;
-    let printable = (low + (0x80 - 0x21) * ONES) & !(low + (0x80 - 0x7f) * ONES);
-    let other_than_dot = ((word ^ b'.' as u64 * ONES) & !HIGH) + 0x7f * ONES;
-    let other_than_backslash = ((word ^ b'\\' as u64 * ONES) & !HIGH) + 0x7f * ONES;
+    let printable = (low + (0x80 - 0x21) * ONES) & !(low + ONES);
+    let other_than_dot = ((word ^ (b'.' as u64 * ONES)) & !HIGH) + 0x7f * ONES;
+    let other_than_backslash = ((word ^ (b'\\' as u64 * ONES)) & !HIGH) + 0x7f * ONES;
     let plain = printable & other_than_dot & other_than_backslash & !word;
     (word | upper >> 2, !plain & HIGH)
 }

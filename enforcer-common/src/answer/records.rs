@@ -238,7 +238,7 @@ impl<T: Tables> Step<Walk<'_, T>> for Parameter {
             IPV6HINT => 16,
             _ => return ControlFlow::Continue(()),
         };
-        if len % width == 0 {
+        if len.is_multiple_of(width) {
             scratch.records.hint_at = at + 4;
             scratch.records.hint_width = width;
             let count = len / width;

@@ -97,6 +97,10 @@ impl State {
         self.replan(now)
     }
 
+    pub fn never_deny(&self) -> &NeverDeny {
+        &self.never
+    }
+
     /// The host's addresses changed.
     pub fn set_host(&mut self, host: HashSet<Addr>, now: BootNanos) -> Vec<Step> {
         if self.never.host == host {

@@ -195,8 +195,8 @@ impl<'b> Matching for Asked<'_, 'b> {
 
 #[cfg(test)]
 mod tests {
-    use enforcer_common::verdict::NO_RULE;
     use enforcer_common::name::rule;
+    use enforcer_common::verdict::NO_RULE;
     use proptest::prelude::*;
 
     use super::*;
