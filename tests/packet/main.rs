@@ -101,7 +101,7 @@ fn wanted(rules: &Rules, payload: &[u8], now: u64) -> Option<BTreeMap<Addr, Entr
     let answer = wire::parse(payload).ok()?;
     let mut all: BTreeMap<Addr, Entry> = BTreeMap::new();
     for (addr, ttl) in answer.addresses {
-        let until = now + u64::from(ttl.max(FLOOR).min(CAP)) * 1_000_000_000;
+        let until = now + u64::from(ttl.clamp(FLOOR, CAP)) * 1_000_000_000;
         let entry = rules.compiled.entry(&answer.chain, until);
         if entry != Entry::NONE && !addr.is_never_denied() {
             let known = all.entry(addr).or_insert(Entry::NONE);
