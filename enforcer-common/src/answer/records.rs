@@ -23,7 +23,7 @@ const PARAMETERS: u32 = 32;
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct State {
-    /// The asked name, and the target of the last CNAME: who owns the next one.
+    /// The asked name, and the target of the last CNAME, which owns the next one.
     asked: u64,
     previous: u64,
     /// Where `previous` stands.
@@ -175,7 +175,7 @@ impl<T: Tables> Walk<'_, T> {
         if scratch.name.len == 0 {
             return false;
         }
-        if owner != scratch.records.previous && owner != scratch.records.asked {
+        if owner != scratch.records.previous {
             scratch.late(Outcome::Disordered);
         }
         if scratch.records.aliases >= CNAME_CHAIN as u32 {
