@@ -61,7 +61,9 @@ fn compile(ebpf: &Path, target_dir: &Path, path: &OsString) -> Result<PathBuf, S
     for (name, _) in env::vars_os() {
         // What cargo set for this crate's own target must not leak into the other one.
         let name = name.to_string_lossy().into_owned();
-        if name.starts_with("CARGO") && name != "CARGO_HOME" || name.starts_with("RUST") && name != "RUSTUP_HOME" {
+        if name.starts_with("CARGO") && name != "CARGO_HOME"
+            || name.starts_with("RUST") && name != "RUSTUP_HOME"
+        {
             command.env_remove(name);
         }
     }
@@ -86,7 +88,8 @@ fn compile(ebpf: &Path, target_dir: &Path, path: &OsString) -> Result<PathBuf, S
 
 fn compiler_with_sources() -> Result<PathBuf, String> {
     let nightly = output(Command::new("rustup").args(["which", "rustc", "--toolchain", "nightly"]));
-    let candidates = [env::var_os("RUSTC").map(PathBuf::from), Some("/usr/bin/rustc".into()), nightly.map(Into::into)];
+    let candidates =
+        [env::var_os("RUSTC").map(PathBuf::from), Some("/usr/bin/rustc".into()), nightly.map(Into::into)];
     let mut looked_at = Vec::new();
     for rustc in candidates.into_iter().flatten() {
         let Some(sysroot) = output(Command::new(&rustc).args(["--print", "sysroot"])) else { continue };

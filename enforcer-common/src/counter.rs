@@ -1,4 +1,7 @@
-//! Per-CPU counters, indexed by `Counter`. Writers: every program; reader: the daemon (sums over CPUs).
+//! Per-CPU counters, indexed by `Counter`, then by `Outcome`. Writers: every program; reader: the daemon (sums
+//! over CPUs).
+
+use crate::answer::OUTCOMES;
 
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +24,12 @@ pub enum Counter {
     FaultPacket = 8,
     /// DNS packets copied to the ring.
     Answers = 9,
+    /// DNS messages whose names a rule names; their addresses were entered before delivery.
+    AnswersMatched = 10,
+    /// Answers with a denied name that were not delivered, because their addresses could not be entered.
+    AnswersDropped = 11,
 }
 
-pub const COUNTERS: u32 = 10;
+/// The counters of what became of the answers follow the others.
+pub const OUTCOMES_AT: u32 = 12;
+pub const COUNTERS: u32 = OUTCOMES_AT + OUTCOMES;

@@ -92,7 +92,11 @@ pub struct AnswerRecord {
     pub sequence: u32,
     /// TCP only: header flags byte (FIN 1, SYN 2, RST 4).
     pub tcp_flags: u8,
-    pub reserved: [u8; 7],
+    /// `answer::Outcome`: what the kernel made of it.
+    pub outcome: u8,
+    /// 1: not delivered, because its addresses could not be entered.
+    pub dropped: u8,
+    pub reserved: [u8; 5],
 }
 
 const _: () = assert!(size_of::<AnswerRecord>() == 64);

@@ -40,6 +40,19 @@ pub struct Settings {
     pub read_kernel: u32,
     /// Which connects are reported: `REPORT_*`.
     pub report: u32,
+    /// Seconds for which an answer is believed at least and at most; `ttl_cap` wins.
+    pub ttl_floor: u32,
+    pub ttl_cap: u32,
+}
+
+/// Which halves of the kernel side's double maps are in use. Written by the daemon, one field at a time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Generation of the tables: an odd one stands in slot 1.
+    pub tables: u32,
+    /// Rotation of what was answered: an odd one is written to slot 1.
+    pub answered: u32,
 }
 
 pub const REPORT_NONE: u32 = 0;

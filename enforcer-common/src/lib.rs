@@ -5,10 +5,13 @@
 #![no_std]
 
 pub mod addr;
+pub mod answer;
 pub mod counter;
 pub mod event;
 pub mod kernel;
 pub mod limits;
+pub mod name;
+pub mod repeat;
 pub mod verdict;
 
 pub use addr::Addr;

@@ -3,6 +3,16 @@
 /// Addresses in the denied map. Full: the new address is not installed, counted and alarmed; nothing is evicted.
 pub const ADDRESSES: u32 = 262_144;
 
+/// Addresses that the kernel entered since the daemon took them over last. Full: an answer with a denied name is
+/// not delivered, counted and alarmed; nothing is evicted.
+pub const ANSWERED: u32 = 262_144;
+
+/// The host's own addresses and its resolvers'. Full: the rest is not protected, logged.
+pub const HOST_ADDRESSES: u32 = 4096;
+
+/// Networks of `never_deny`. Full: the configuration is refused.
+pub const NEVER_DENY: u32 = 4096;
+
 /// Networks in the trie. Full: the policy is refused when it is loaded.
 pub const NETWORKS: u32 = 65_536;
 

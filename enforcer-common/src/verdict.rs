@@ -149,9 +149,8 @@ mod tests {
             let want = order
                 .iter()
                 .find(|(state, _, _)| *state == 2)
-                .map_or(Decision { verdict: Verdict::Allow, rule: NO_RULE }, |&(_, verdict, rule)| Decision {
-                    verdict,
-                    rule,
+                .map_or(Decision { verdict: Verdict::Allow, rule: NO_RULE }, |&(_, verdict, rule)| {
+                    Decision { verdict, rule }
                 });
             assert_eq!(decide(Some(&address), Some(&network), now), want, "case {n}");
         }

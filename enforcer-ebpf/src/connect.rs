@@ -1,10 +1,8 @@
 //! From a hook's arguments to a verdict: canonical address → lookup → `decide()` → report.
 
-use aya_ebpf::{
-    bindings::bpf_sock_addr, btf_maps::lpm_trie::Key, helpers::bpf_ktime_get_boot_ns,
-};
+use aya_ebpf::{bindings::bpf_sock_addr, btf_maps::lpm_trie::Key, helpers::bpf_ktime_get_boot_ns};
 use enforcer_common::{
-    Addr, Decision, Verdict,
+    Addr, Decision, Entry, Verdict,
     counter::Counter,
     decide,
     event::{AF_INET, AF_INET6, Layer},
@@ -13,7 +11,7 @@ use enforcer_common::{
 
 use crate::{
     kernel::{Message, Pointer, Socket, Unreadable, read},
-    maps::{ADDRESSES, NETWORKS, count},
+    maps::{ADDRESSES, ANSWERED, NETWORKS, count},
     report,
 };
 
@@ -109,9 +107,7 @@ pub fn cgroup(ctx: *const bpf_sock_addr, family: u16, layer: Layer) -> Verdict {
 #[inline(always)]
 fn words(a: u32, b: u32, c: u32, d: u32) -> [u8; 16] {
     let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
-    [
-        a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
-    ]
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
 }
 
 /// Looks up, decides, counts, reports.
@@ -147,10 +143,16 @@ fn look_up(to: &Destination) -> Decision {
     let key = Addr::from_v6(to.octets).octets();
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    // SAFETY: the kernel replaces whole elements and keeps the old one until running programs have left.
-    let address = unsafe { ADDRESSES.get(key) };
+    // SAFETY: the kernel replaces whole elements.
+    let mut address = unsafe { ADDRESSES.get(key) }.copied().unwrap_or(Entry::NONE);
+    for slot in 0..2 {
+        // SAFETY: elements are changed in place, word by word, each word valid with the others' old values.
+        if let Some(answered) = ANSWERED.get(slot).and_then(|map| unsafe { map.get(key) }) {
+            address = address.merge(*answered);
+        }
+    }
     let network = NETWORKS.get(&Key::new(128, key));
-    decide(address, network, now)
+    decide(Some(&address), network, now)
 }
 
 /// The one fail-open place of the connect path, counted and shown by `enforcer status`.
@@ -191,4 +193,3 @@ fn source(socket: &Socket) -> Result<Source, Unreadable> {
     };
     Ok(Source { octets, port: sock.local_port()?, sock_type: socket.kind()?, protocol: sock.protocol()? })
 }
-

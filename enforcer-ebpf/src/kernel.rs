@@ -3,7 +3,10 @@
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
-use enforcer_common::kernel::{Offsets, Settings};
+use enforcer_common::{
+    answer::Lifetime,
+    kernel::{Offsets, Settings},
+};
 
 #[unsafe(no_mangle)]
 static OFFSETS: Offsets = Offsets {
@@ -33,7 +36,7 @@ static OFFSETS: Offsets = Offsets {
 };
 
 #[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings { read_kernel: 0, report: 0 };
+static SETTINGS: Settings = Settings { read_kernel: 0, report: 0, ttl_floor: 0, ttl_cap: 0 };
 
 /// A read that failed. Where it matters what is done about it, the caller counts it by kind.
 pub struct Unreadable;
@@ -52,6 +55,11 @@ macro_rules! global {
 #[inline(always)]
 pub fn report_level() -> u32 {
     global!(SETTINGS.report)
+}
+
+#[inline(always)]
+pub fn lifetime() -> Lifetime {
+    Lifetime { floor: global!(SETTINGS.ttl_floor), cap: global!(SETTINGS.ttl_cap) }
 }
 
 /// The field of type `T` at `offset` of the structure at `base`.

@@ -5,16 +5,19 @@
 //! | LSM `socket_connect` | decide and report every connect |
 //! | LSM `socket_sendmsg` | the same for Fast Open and unconnected datagrams, which pass no connect |
 //! | cgroup `connect4/6`, `sendmsg4/6` | the same where the kernel has no BPF LSM |
-//! | cgroup_skb ingress | copy DNS answers to the ring; never drops a packet |
+//! | cgroup_skb ingress | match DNS answers, enter their addresses, copy them to the ring; drops an answer only when a denied address finds no room |
 
 #![no_std]
 #![no_main]
 
+mod answer;
 mod connect;
-mod dns;
+mod copy;
 mod kernel;
 mod maps;
+mod packet;
 mod report;
+mod tables;
 
 use aya_ebpf::{
     macros::{cgroup_skb, cgroup_sock_addr, lsm},
@@ -69,14 +72,15 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_skb(ingress)]
 pub fn dns_ingress(ctx: SkBuffContext) -> i32 {
-    dns::ingress(&ctx);
-    PASS
+    if answer::ingress(&ctx) { PASS } else { DROP }
 }
 
 /// What an LSM program returns to refuse.
 const EPERM: i32 = 1;
 /// What a cgroup program returns to let pass; 0 refuses with EPERM.
 const PASS: i32 = 1;
+/// What a cgroup_skb program returns so that a packet never arrives.
+const DROP: i32 = 0;
 
 fn lsm(verdict: Verdict) -> i32 {
     match verdict {

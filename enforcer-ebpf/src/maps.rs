@@ -1,14 +1,20 @@
 //! Every map: who writes, who reads, what happens when it is full.
 
 use aya_ebpf::{
-    btf_maps::{HashMap, LpmTrie, PerCpuArray, RingBuf},
+    bindings::{BPF_F_INNER_MAP, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use enforcer_common::{
     Entry,
-    counter::{COUNTERS, Counter},
+    answer::Outcome,
+    counter::{COUNTERS, Counter, OUTCOMES_AT},
+    kernel::Control,
     limits,
+    name::{BLOCK, Domain, Header},
 };
+
+use crate::packet::Work;
 
 /// Canonical address → claims. Written by the daemon, read by every connect hook.
 /// Full: the daemon's insert fails, is counted and alarmed; nothing is evicted.
@@ -19,6 +25,49 @@ pub static ADDRESSES: HashMap<[u8; 16], Entry, { limits::ADDRESSES as usize }> =
 /// connect hook. Full: the policy is refused when it is loaded.
 #[btf_map]
 pub static NETWORKS: LpmTrie<[u8; 16], Entry, { limits::NETWORKS as usize }> = LpmTrie::new();
+
+/// Canonical address → claims made in the packet path. Two maps: answers are entered into one, while the daemon
+/// takes over and empties the other; every connect hook reads both. Written by `dns_ingress` (which never removes
+/// anything), emptied by the daemon. Full: the answer is not delivered, counted and alarmed.
+#[btf_map]
+pub static ANSWERED: ArrayOfMaps<Answered, 2> = ArrayOfMaps::new();
+pub type Answered = HashMap<[u8; 16], Entry, { limits::ANSWERED as usize }, { BPF_F_NO_PREALLOC as usize }>;
+
+/// Addresses that no answer may deny: the host's own and its resolvers'. Written by the daemon, read by
+/// `dns_ingress`. Full: the daemon logs what is not protected.
+#[btf_map]
+pub static HOST: HashMap<[u8; 16], u32, { limits::HOST_ADDRESSES as usize }> = HashMap::new();
+
+/// Networks that no answer may deny, from `never_deny`. Written by the daemon, read by `dns_ingress`. Full: the
+/// configuration is refused.
+#[btf_map]
+pub static NEVER_DENY: LpmTrie<[u8; 16], u32, { limits::NEVER_DENY as usize }> = LpmTrie::new();
+
+/// Which slot of the double maps is in use. Written by the daemon, read once a packet by `dns_ingress`.
+#[btf_map]
+pub static CONTROL: Array<Control, 1> = Array::new();
+
+/// The policy's tables, two generations of them: the daemon fills the slot that is not in use, then changes
+/// `CONTROL`. Sized by the policy, so never full. Read by `dns_ingress`.
+#[btf_map]
+pub static HEADERS: Array<Header, 2> = Array::new();
+/// Suffix hash → index into `DOMAINS`.
+#[btf_map]
+pub static NAMES: ArrayOfMaps<Names, 2> = ArrayOfMaps::new();
+/// What patterns say about domains; each different saying once.
+#[btf_map]
+pub static DOMAINS: ArrayOfMaps<Domains, 2> = ArrayOfMaps::new();
+/// Words of the globs' automata.
+#[btf_map]
+pub static AUTOMATA: ArrayOfMaps<Automata, 2> = ArrayOfMaps::new();
+
+pub type Names = HashMap<u64, u32, 1>;
+pub type Domains = Array<Domain, 1, { BPF_F_INNER_MAP as usize }>;
+pub type Automata = Array<[u32; BLOCK], 1, { BPF_F_INNER_MAP as usize }>;
+
+/// What `dns_ingress` remembers while it handles a packet.
+#[btf_map]
+pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
 
 /// Reports and answers, in the order in which they happened. Written by every program, read by the daemon.
 /// Full: the record is lost and counted; no verdict depends on it.
@@ -31,7 +80,17 @@ pub static COUNTS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
 
 #[inline(always)]
 pub fn count(counter: Counter) {
-    if let Some(slot) = COUNTS.get_ptr_mut(counter as u32) {
+    increment(counter as u32);
+}
+
+#[inline(always)]
+pub fn count_outcome(outcome: Outcome) {
+    increment(OUTCOMES_AT + outcome as u32);
+}
+
+#[inline(always)]
+fn increment(index: u32) {
+    if let Some(slot) = COUNTS.get_ptr_mut(index) {
         // SAFETY: the slot is this CPU's own. A program that interrupts this one between the read and the
         // write (softirq) can lose an increment; never memory safety.
         unsafe { *slot += 1 };

@@ -85,7 +85,8 @@ impl Report {
     }
 
     fn judge(&mut self, sources: &[Source]) {
-        let compiled = policy::parse(sources).and_then(|parsed| Ok((Compiled::new(&parsed.set)?, parsed.warnings)));
+        let compiled =
+            policy::parse(sources).and_then(|parsed| Ok((Compiled::new(&parsed.set)?, parsed.warnings)));
         match compiled {
             Ok((compiled, warnings)) => {
                 self.rules = compiled.counts().rules;

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use enforcer_common::counter::Counter;
 use enforcer_common::{Addr, Entry};
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::engine::compile::Network;
 use crate::engine::plan::Step;
-use crate::engine::state::State;
+use crate::engine::state::{NeverDeny, State};
+use crate::engine::tables::Tables;
 use crate::sys::bpf::{BpfError, Kernel};
 use crate::sys::clock;
 use crate::sys::log::RateLimit;
@@ -31,8 +32,14 @@ impl Installer {
         Ok(Self { kernel, networks, failed_inserts: 0, adopted: 0 })
     }
 
-    /// What an earlier daemon left in the address map.
+    /// What an earlier daemon left in the address map, and what the packet path entered meanwhile, which is put
+    /// there too.
     pub(super) fn adopted(&mut self) -> Result<Vec<(Addr, Entry)>, BpfError> {
+        let known: HashMap<Addr, Entry> = self.kernel.addresses()?.into_iter().collect();
+        for (addr, entry) in self.kernel.answers.entered()? {
+            let known = known.get(&addr).copied().unwrap_or(Entry::NONE);
+            self.kernel.put_address(addr, known.merge(entry))?;
+        }
         let entries = self.kernel.addresses()?;
         self.adopted = entries.len();
         Ok(entries)
@@ -54,6 +61,36 @@ impl Installer {
                     }
                 }
             }
+        }
+    }
+
+    /// From here on the packet path matches with these tables. True: what it entered before is to be discarded
+    /// once the ring was read to its end.
+    pub(super) fn install(&mut self, tables: &Tables) -> bool {
+        let installed = self.kernel.answers.install(tables);
+        installed
+            .map_err(|error| error!(%error, "the kernel keeps matching answers with the rules before these"))
+            .is_ok()
+    }
+
+    /// As `install`, with the same tables.
+    pub(super) fn rotate(&mut self) -> bool {
+        self.kernel.answers.rotate().map_err(|error| complain("what was answered piles up", &error)).is_ok()
+    }
+
+    pub(super) fn discard_retired(&mut self) {
+        if let Err(error) = self.kernel.answers.discard_retired() {
+            complain("what the rules before these denied stays denied until it runs out", &error);
+        }
+    }
+
+    /// Addresses and networks that no answer may deny.
+    pub(super) fn protect(&mut self, never: &NeverDeny) {
+        let answers = &mut self.kernel.answers;
+        if let Err(error) =
+            answers.set_never_deny(&never.networks).and_then(|()| answers.set_host(&never.host))
+        {
+            complain("an answer may deny an address of this host", &error);
         }
     }
 

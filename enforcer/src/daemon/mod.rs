@@ -40,6 +40,10 @@ const TICK: Duration = Duration::from_millis(500);
 /// Ticks between two looks at the host's own addresses, and between two canaries.
 const HOST_TICKS: u64 = 10;
 const CANARY_TICKS: u64 = 60;
+/// Ticks between two rotations: so often room is made in the map that the packet path enters answers into.
+const ROTATION_TICKS: u64 = 1200;
+/// Batches of the ring that may hold up the loop while a rotation is settled; the rest waits for the next turn.
+const SETTLE: usize = 256;
 /// Events that a follower of the control socket may lag behind.
 const FOLLOW: usize = 8192;
 
@@ -95,6 +99,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         losses: Losses::default(),
         ticks: 0,
         events: 0,
+        retired: false,
         config,
     };
     daemon.begin();
@@ -130,6 +135,8 @@ struct Daemon {
     losses: Losses,
     ticks: u64,
     events: u64,
+    /// What the packet path entered before the last rotation is still to be discarded.
+    retired: bool,
 }
 
 impl Daemon {
@@ -140,6 +147,7 @@ impl Daemon {
             Err(error) => error!(%error, "cannot read the address map of the daemon before this one"),
         }
         self.losses = self.read_losses();
+        self.installer.protect(self.state.never_deny());
         self.reload("start");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         self.tell_systemd();
@@ -151,12 +159,14 @@ impl Daemon {
         mut changes: mpsc::Receiver<()>,
         mut requests: mpsc::Receiver<Query>,
     ) -> Result<(), DaemonError> {
-        let signals = |kind| signal(kind).map_err(|source| DaemonError::Io { what: "cannot catch signals", source });
+        let signals =
+            |kind| signal(kind).map_err(|source| DaemonError::Io { what: "cannot catch signals", source });
         let (mut term, mut int) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
         let mut hup = signals(SignalKind::hangup())?;
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.settle(ring.get_mut());
             tokio::select! {
                 _ = term.recv() => return Ok(()),
                 _ = int.recv() => return Ok(()),
@@ -199,7 +209,9 @@ impl Daemon {
                 let event = self.state.connect(&record, facts, clock::wall_time(record.time));
                 self.emit(event);
             }
-            None => error!(bytes = bytes.len(), "a record of the ring cannot be read: kernel and daemon disagree"),
+            None => {
+                error!(bytes = bytes.len(), "a record of the ring cannot be read: kernel and daemon disagree")
+            }
         }
     }
 
@@ -227,10 +239,21 @@ impl Daemon {
         Losses { events: count(Counter::LostEvents), answers: count(Counter::LostAnswers) }
     }
 
+    /// Discards what the packet path entered before the last reload or rotation. The daemon holds the same claims,
+    /// as far as they still hold, once it has read the ring to its end.
+    fn settle(&mut self, ring: &mut Ring) {
+        if self.retired && (0..SETTLE).any(|_| self.drain(ring)) {
+            self.installer.discard_retired();
+            self.retired = false;
+        }
+    }
+
     fn reload(&mut self, why: &str) {
-        let Some(compiled) = self.policies.load(why) else { return };
+        let Some((compiled, tables)) = self.policies.load(why) else { return };
         // Networks first: they need no answer, and what both sets share is never taken away.
         let old = self.installer.put_networks(compiled.networks());
+        // Then new answers, then those already seen. What the old rules entered goes last (`settle`).
+        self.retired |= self.installer.install(&tables);
         let steps = self.state.set_policy(compiled, clock::boot_ns());
         self.installer.apply(steps, &mut self.state);
         self.installer.remove_networks(old);
@@ -242,15 +265,24 @@ impl Daemon {
         if self.ticks.is_multiple_of(HOST_TICKS) {
             match host::protected() {
                 Ok(host) => {
-                    let steps = self.state.set_host(host, now);
-                    self.installer.apply(steps, &mut self.state);
+                    if self.state.never_deny().host != host {
+                        let steps = self.state.set_host(host, now);
+                        self.installer.apply(steps, &mut self.state);
+                        self.installer.protect(self.state.never_deny());
+                        self.retired |= self.installer.rotate();
+                    }
                 }
-                Err(error) => warn!(%error, "cannot read the host's own addresses; the last known ones stay protected"),
+                Err(error) => {
+                    warn!(%error, "cannot read the host's own addresses; the last known ones stay protected")
+                }
             }
         }
         let steps = self.state.tick(now);
         self.installer.apply(steps, &mut self.state);
         self.tell_losses();
+        if self.ticks.is_multiple_of(ROTATION_TICKS) {
+            self.retired |= self.installer.rotate();
+        }
         if self.ticks.is_multiple_of(CANARY_TICKS) {
             self.release_canary(now);
         }

@@ -7,7 +7,8 @@ use tracing::{error, info, warn};
 use crate::api::PolicyStatus;
 use crate::engine::compile::Compiled;
 use crate::engine::policy::{self, Diagnostic};
-use crate::sys::{clock, policy_dir};
+use crate::engine::tables::{Budget, Tables};
+use crate::sys::{clock, policy_dir, random};
 
 pub(super) struct Policies {
     directory: PathBuf,
@@ -23,11 +24,17 @@ impl Policies {
 
     /// The rules of the directory as it is now. `None`: something is wrong with them, which is logged and kept
     /// for `status`; the rules in force stay.
-    pub(super) fn load(&mut self, why: &str) -> Option<Compiled> {
+    pub(super) fn load(&mut self, why: &str) -> Option<(Compiled, Tables)> {
         match read(&self.directory) {
-            Ok((compiled, files, warnings)) => {
+            Ok((compiled, tables, files, warnings)) => {
                 for warning in warnings {
                     warn!("{warning}");
+                }
+                for (_, glob) in &tables.late {
+                    warn!(
+                        glob,
+                        "the kernel has no room for this glob: the first connect after an answer may get through"
+                    );
                 }
                 let counts = compiled.counts();
                 self.status.files = files;
@@ -38,7 +45,7 @@ impl Policies {
                 self.status.error = None;
                 self.loaded_at = clock::boot_ns();
                 info!(why, files, rules = counts.rules, patterns = counts.patterns, "policies loaded");
-                Some(compiled)
+                Some((compiled, tables))
             }
             Err(report) => {
                 let consequence = match self.status.loads {
@@ -59,16 +66,17 @@ impl Policies {
     }
 }
 
-type Loaded = (Compiled, usize, Vec<Diagnostic>);
+type Loaded = (Compiled, Tables, usize, Vec<Diagnostic>);
 
 fn read(directory: &std::path::Path) -> Result<Loaded, String> {
     let sources = policy_dir::read(directory).map_err(lines)?;
     let parsed = policy::parse(&sources).map_err(lines)?;
     let compiled = Compiled::new(&parsed.set).map_err(lines)?;
-    Ok((compiled, sources.len(), parsed.warnings))
+    let key = random::key().map_err(|error| format!("no random numbers: {error}"))?;
+    let tables = Tables::new(&parsed.set, key, Budget::default());
+    Ok((compiled, tables, sources.len(), parsed.warnings))
 }
 
 fn lines<T: ToString>(items: Vec<T>) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
-

@@ -117,7 +117,10 @@ fn warnings(status: &Status, problems: &[String]) -> Vec<String> {
     );
     warn(
         counters.lost_events > 0,
-        format!("{} events were lost because the ring was full. Verdicts are not affected", counters.lost_events),
+        format!(
+            "{} events were lost because the ring was full. Verdicts are not affected",
+            counters.lost_events
+        ),
     );
     warn(
         map.failed_inserts > 0,
@@ -128,9 +131,15 @@ fn warnings(status: &Status, problems: &[String]) -> Vec<String> {
     );
     warn(
         map.owed > 0,
-        format!("{} addresses are NOT handled as the policy says, for lack of room or because of an error", map.owed),
+        format!(
+            "{} addresses are NOT handled as the policy says, for lack of room or because of an error",
+            map.owed
+        ),
     );
-    warn(counters.faults > 0, format!("{} connects passed because their address could not be read", counters.faults));
+    warn(
+        counters.faults > 0,
+        format!("{} connects passed because their address could not be read", counters.faults),
+    );
     warn(
         dns.streams_lost > 0,
         format!("{} pieces of DNS over TCP were lost: their addresses may not be denied", dns.streams_lost),
@@ -168,7 +177,11 @@ fn denied(daemon: &Daemon) -> Vec<Denied> {
             expires_in_seconds: None,
         })
     };
-    networks.into_iter().filter_map(network).chain(daemon.state.claimed(now).into_iter().map(address)).collect()
+    networks
+        .into_iter()
+        .filter_map(network)
+        .chain(daemon.state.claimed(now).into_iter().map(address))
+        .collect()
 }
 
 fn verdict(verdict: Verdict) -> &'static str {

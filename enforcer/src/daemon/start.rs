@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use enforcer_common::answer::Lifetime;
 use enforcer_common::kernel::{REPORT_ALL, REPORT_DENIED, REPORT_NONE};
 use tracing::{error, info, warn};
 
@@ -69,7 +70,6 @@ pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
 
 /// The engine's state before the first policy.
 pub(super) fn state(config: &Config) -> Result<State, DaemonError> {
-    let seconds = |duration: std::time::Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
     let host = host::protected()
         .map_err(|source| DaemonError::Io { what: "cannot read the host's own addresses", source })?;
     let never = NeverDeny { networks: config.never_deny.iter().copied().map(Network::from).collect(), host };
@@ -79,6 +79,10 @@ pub(super) fn state(config: &Config) -> Result<State, DaemonError> {
         capacity: enforcer_common::limits::TABLE_BINDINGS,
     };
     Ok(State::new(table, never))
+}
+
+fn seconds(duration: std::time::Duration) -> u32 {
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
 }
 
 type Attempt = (Kernel, Ring, Canary, Hooks);
@@ -99,6 +103,7 @@ fn attach(
             EventVolume::None => REPORT_NONE,
         },
         read_kernel: !confidential(preflight),
+        lifetime: Lifetime { floor: seconds(config.ttl_floor), cap: seconds(config.ttl_cap) },
     };
     let (mut kernel, ring) = Kernel::start(&options)?;
     let canary = canary::release_and_watch(&mut kernel, clock::boot_ns());
@@ -108,7 +113,10 @@ fn attach(
 /// The hooks to use, and why not LSM.
 fn choose(config: &Config, preflight: &Preflight) -> Result<(Hooks, Option<String>), DaemonError> {
     let obstacle = if confidential(preflight) {
-        Some("the kernel is locked down (confidentiality), where LSM programs cannot read addresses".to_owned())
+        Some(
+            "the kernel is locked down (confidentiality), where LSM programs cannot read addresses"
+                .to_owned(),
+        )
     } else if preflight.lsm.is_some() && !preflight.lsm_bpf_active() {
         Some("`bpf` is not in the kernel's list of active LSMs".to_owned())
     } else {
@@ -125,7 +133,10 @@ fn choose(config: &Config, preflight: &Preflight) -> Result<(Hooks, Option<Strin
         (LayerChoice::Auto, Some(why)) if !config.require_lsm => Ok((Hooks::Cgroup, Some(why))),
         (_, Some(why)) => {
             let remedies: Vec<String> = preflight.problems().iter().map(ToString::to_string).collect();
-            Err(DaemonError::Start(format!("{why}, and the configuration requires LSM.\n{}", remedies.join("\n"))))
+            Err(DaemonError::Start(format!(
+                "{why}, and the configuration requires LSM.\n{}",
+                remedies.join("\n")
+            )))
         }
     }
 }

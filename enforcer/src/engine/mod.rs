@@ -8,3 +8,4 @@ pub mod plan;
 pub mod policy;
 pub mod record;
 pub mod state;
+pub mod tables;

@@ -97,6 +97,10 @@ impl State {
         self.replan(now)
     }
 
+    pub fn never_deny(&self) -> &NeverDeny {
+        &self.never
+    }
+
     /// The host's addresses changed.
     pub fn set_host(&mut self, host: HashSet<Addr>, now: BootNanos) -> Vec<Step> {
         if self.never.host == host {
@@ -200,7 +204,13 @@ impl State {
                     Verdict::Allow => return None,
                 };
                 let names = self.table.names(*addr, now);
-                Some(Claimed { addr: *addr, names, rule: claim.rule, verdict: decision.verdict, until: claim.until })
+                Some(Claimed {
+                    addr: *addr,
+                    names,
+                    rule: claim.rule,
+                    verdict: decision.verdict,
+                    until: claim.until,
+                })
             })
             .collect();
         all.sort_by_key(|claimed| claimed.addr);

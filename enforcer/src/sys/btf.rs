@@ -14,7 +14,9 @@ pub enum BtfError {
     Read(#[from] std::io::Error),
     #[error("{VMLINUX} is not BTF as this version knows it: {0}")]
     Format(&'static str),
-    #[error("the kernel has no field `{0}`: this version of enforcer does not know this kernel; please report it")]
+    #[error(
+        "the kernel has no field `{0}`: this version of enforcer does not know this kernel; please report it"
+    )]
     Field(String),
 }
 

@@ -48,7 +48,8 @@ impl std::fmt::Display for Canary {
 /// Denies the canaries, tries to reach them, and forgets them again.
 pub fn release_and_watch(kernel: &mut Kernel, now: BootNanos) -> Canary {
     let entry = Entry { deny: Claim::new(CANARY_RULE, now.saturating_add(SECONDS)), ..Entry::NONE };
-    let outcome = put(kernel, entry).map_err(|error| Canary::Failed(error.to_string())).and_then(|()| try_all());
+    let outcome =
+        put(kernel, entry).map_err(|error| Canary::Failed(error.to_string())).and_then(|()| try_all());
     for canary in CANARIES {
         // An entry that stays runs out by itself.
         let _ = kernel.remove_address(canonical(canary));

@@ -10,5 +10,6 @@ pub mod log;
 pub mod policy_dir;
 pub mod preflight;
 pub mod process;
+pub mod random;
 pub mod ring;
 pub mod sink;

@@ -3,6 +3,9 @@
 //! Links and maps are pinned, so that enforcement outlives the daemon; the next daemon reuses the maps and
 //! swaps the links without a moment in which none is attached.
 
+mod answers;
+pub mod double;
+
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -12,24 +15,33 @@ use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Lsm};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
-use enforcer_common::counter::{COUNTERS, Counter};
-use enforcer_common::kernel::{Offsets, Settings};
-use enforcer_common::{Addr, Entry};
+use enforcer_common::answer::{Lifetime, Outcome};
+use enforcer_common::counter::{COUNTERS, Counter, OUTCOMES_AT};
+use enforcer_common::kernel::{Control, Offsets, Settings};
+use enforcer_common::name::Header;
+use enforcer_common::{Addr, Entry, limits};
+
+pub use answers::Answers;
+use answers::{CONTROL, HEADERS, HOST, NEVER_DENY};
+use double::{ANSWERED, AUTOMATA, DOMAINS, NAMES};
 
 use super::btf::{self, BtfError};
 use crate::engine::compile::Network;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-ebpf"));
+/// The eBPF object.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-ebpf"));
 
 /// Part of the pin directory's name: raised whenever a map's layout or meaning changes, so that a daemon never
 /// adopts maps that it would misread.
-const PIN_VERSION: &str = "v1";
+const PIN_VERSION: &str = "v2";
 
 const ADDRESSES: &str = "ADDRESSES";
 const NETWORKS: &str = "NETWORKS";
 const RING: &str = "RING";
 const COUNTS: &str = "COUNTS";
-const MAPS: [&str; 4] = [ADDRESSES, NETWORKS, RING, COUNTS];
+const MAPS: [&str; 12] = [
+    ADDRESSES, NETWORKS, RING, COUNTS, ANSWERED, HOST, NEVER_DENY, CONTROL, HEADERS, NAMES, DOMAINS, AUTOMATA,
+];
 
 /// Prefix of a link's pin; the rest is the program's name.
 const LINK: &str = "link_";
@@ -50,11 +62,15 @@ pub enum BpfError {
     Missing(&'static str),
     #[error("map `{map}`: {source}")]
     Map { map: &'static str, source: MapError },
-    #[error("the pinned map {0} has another shape than this version's: stop enforcer, remove the file, start again")]
+    #[error(
+        "the pinned map {0} has another shape than this version's: stop enforcer, remove the file, start again"
+    )]
     Shape(PathBuf),
     #[error("{what} {path}: {source}{hint}")]
     Path { what: &'static str, path: PathBuf, source: std::io::Error, hint: &'static str },
-    #[error("cannot pin {path}: {source}; is a bpf file system mounted there? (mount -t bpf bpf /sys/fs/bpf)")]
+    #[error(
+        "cannot pin {path}: {source}; is a bpf file system mounted there? (mount -t bpf bpf /sys/fs/bpf)"
+    )]
     Pin { path: PathBuf, source: aya::pin::PinError },
 }
 
@@ -87,6 +103,8 @@ pub struct Options<'a> {
     pub report: u32,
     /// False under lockdown=confidentiality.
     pub read_kernel: bool,
+    /// How long the packet path believes an answer.
+    pub lifetime: Lifetime,
 }
 
 /// The loaded, attached and pinned kernel side.
@@ -95,6 +113,7 @@ pub struct Kernel {
     addresses: HashMap<MapData, [u8; 16], Wire<Entry>>,
     networks: LpmTrie<MapData, [u8; 16], Wire<Entry>>,
     counts: PerCpuArray<MapData, u64>,
+    pub answers: Answers,
     pin: PathBuf,
 }
 
@@ -120,6 +139,7 @@ impl Kernel {
             addresses: take(&mut ebpf, ADDRESSES)?,
             networks: take(&mut ebpf, NETWORKS)?,
             counts: take(&mut ebpf, COUNTS)?,
+            answers: Answers::take(&mut ebpf, &pin, limits::ANSWERED)?,
             pin,
         };
         let ring = Ring(take(&mut ebpf, RING)?);
@@ -129,7 +149,9 @@ impl Kernel {
     }
 
     pub fn put_address(&mut self, addr: Addr, entry: Entry) -> Result<(), BpfError> {
-        self.addresses.insert(addr.octets(), Wire(entry), 0).map_err(|source| BpfError::Map { map: ADDRESSES, source })
+        self.addresses
+            .insert(addr.octets(), Wire(entry), 0)
+            .map_err(|source| BpfError::Map { map: ADDRESSES, source })
     }
 
     pub fn remove_address(&mut self, addr: Addr) -> Result<(), BpfError> {
@@ -157,22 +179,33 @@ impl Kernel {
 
     pub fn networks(&self) -> Result<Vec<(Network, Entry)>, BpfError> {
         let read = |item: Result<(Key<[u8; 16]>, Wire<Entry>), MapError>| {
-            item.map(|(key, Wire(entry))| (Network { addr: key.data(), prefix: key.prefix_len() as u8 }, entry))
-                .map_err(|source| BpfError::Map { map: NETWORKS, source })
+            item.map(|(key, Wire(entry))| {
+                (Network { addr: key.data(), prefix: key.prefix_len() as u8 }, entry)
+            })
+            .map_err(|source| BpfError::Map { map: NETWORKS, source })
         };
         self.networks.iter().map(read).collect()
     }
 
     pub fn count(&self, counter: Counter) -> Result<u64, BpfError> {
-        debug_assert!((counter as u32) < COUNTERS);
-        let per_cpu =
-            self.counts.get(&(counter as u32), 0).map_err(|source| BpfError::Map { map: COUNTS, source })?;
+        self.sum(counter as u32)
+    }
+
+    /// DNS messages with this outcome.
+    pub fn outcome(&self, outcome: Outcome) -> Result<u64, BpfError> {
+        self.sum(OUTCOMES_AT + outcome as u32)
+    }
+
+    fn sum(&self, index: u32) -> Result<u64, BpfError> {
+        debug_assert!(index < COUNTERS);
+        let per_cpu = self.counts.get(&index, 0).map_err(|source| BpfError::Map { map: COUNTS, source })?;
         Ok(per_cpu.iter().sum())
     }
 
     /// Detaches everything and forgets what was pinned: nothing is enforced afterwards.
     pub fn release(self) -> Result<(), BpfError> {
-        let entries = fs::read_dir(&self.pin).map_err(|source| path_error("cannot read", &self.pin, source))?;
+        let entries =
+            fs::read_dir(&self.pin).map_err(|source| path_error("cannot read", &self.pin, source))?;
         for entry in entries.flatten() {
             let path = entry.path();
             fs::remove_file(&path).map_err(|source| path_error("cannot remove", &path, source))?;
@@ -203,13 +236,19 @@ impl AsRawFd for Ring {
 
 fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
     let offsets = Wire(if options.read_kernel { btf::offsets()? } else { Offsets::default() });
-    let settings = Wire(Settings { read_kernel: options.read_kernel.into(), report: options.report });
+    let settings = Wire(Settings {
+        read_kernel: options.read_kernel.into(),
+        report: options.report,
+        ttl_floor: options.lifetime.floor,
+        ttl_cap: options.lifetime.cap,
+    });
     let paths = MAPS.map(|map| (map, pin.join(map)));
     let mut loader = EbpfLoader::new();
     loader.override_global("OFFSETS", &offsets, true).override_global("SETTINGS", &settings, true);
     for (map, path) in &paths {
         loader.map_pin_path(map, path.as_path());
     }
+    double::prepare(pin)?;
     let ebpf = loader.load(OBJECT)?;
     for (name, path) in &paths {
         check_shape(&ebpf, name, path)?;
@@ -224,11 +263,17 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
         ADDRESSES => (16, entry),
         NETWORKS => (20, entry),
         COUNTS => (4, 8),
+        HOST => (16, 4),
+        NEVER_DENY => (20, 4),
+        CONTROL => (4, size_of::<Control>() as u32),
+        HEADERS => (4, size_of::<Header>() as u32),
+        ANSWERED | NAMES | DOMAINS | AUTOMATA => (4, 4),
         _ => (0, 0),
     };
     let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
     let data = match map {
         Map::HashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => data,
+        Map::Array(data) | Map::ArrayOfMaps(data) => data,
         _ => return Err(BpfError::Shape(path.to_owned())),
     };
     let info = data.info().map_err(|source| BpfError::Map { map: name, source })?;
@@ -297,7 +342,8 @@ fn cgroup_skb(ebpf: &mut Ebpf, cgroup: impl AsFd) -> Result<FdLink, BpfError> {
     let program: &mut CgroupSkb = program(ebpf, DNS_PROGRAM)?.try_into().map_err(failed)?;
     program.load().map_err(failed)?;
     // Single is what link creation takes; links of several owners still coexist.
-    let link = program.attach(cgroup, CgroupSkbAttachType::Ingress, CgroupAttachMode::Single).map_err(failed)?;
+    let link =
+        program.attach(cgroup, CgroupSkbAttachType::Ingress, CgroupAttachMode::Single).map_err(failed)?;
     let link = program.take_link(link).map_err(failed)?;
     link.try_into().map_err(|source| BpfError::Link { program: DNS_PROGRAM, source })
 }
@@ -326,7 +372,8 @@ fn remove_links_except(pin: &Path, kept: &[PathBuf]) -> Result<(), BpfError> {
     for entry in fs::read_dir(pin).map_err(|source| path_error("cannot read", pin, source))?.flatten() {
         let is_link = entry.file_name().to_string_lossy().starts_with(LINK);
         if is_link && !kept.contains(&entry.path()) {
-            fs::remove_file(entry.path()).map_err(|source| path_error("cannot remove", &entry.path(), source))?;
+            fs::remove_file(entry.path())
+                .map_err(|source| path_error("cannot remove", &entry.path(), source))?;
         }
     }
     Ok(())

@@ -1,0 +1,258 @@
+//! What one DNS message makes the kernel deny, allow or audit: read before the message reaches the socket.
+//!
+//! The same code runs in the packet path and in the tests of user space. It agrees with the daemon's parser, or
+//! says that it does not decide (`Outcome::is_late`); the daemon reads every message anyway.
+
+mod reader;
+mod records;
+
+use crate::addr::Addr;
+use crate::name::{Match, Matching, Name, Tables, match_name};
+use crate::verdict::{BootNanos, Claim, Entry};
+use records::Record;
+
+/// Longest message that the kernel reads. A longer one is late.
+pub const MESSAGE_BYTES: usize = 8192;
+/// Records of the answer section. What comes behind them is late.
+pub const RECORDS: u32 = 64;
+/// Addresses of one message. What comes behind them is late.
+pub const ADDRESSES: usize = 128;
+
+/// What the kernel made of one packet from port 53.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// All of it is decided: the daemon comes to the same claims.
+    Decided = 0,
+    /// No answer to a standard query about one name of the Internet class: it says nothing to anyone.
+    NotAnAnswer = 1,
+    /// It breaks the rules of the format: it says nothing to anyone.
+    Malformed = 2,
+    /// Longer than `MESSAGE_BYTES`. Nothing is decided.
+    Long = 3,
+    /// A piece of a TCP stream that is not exactly one message. Nothing is decided.
+    Segmented = 4,
+    /// More records, addresses or parameters than the kernel looks at. The first of them are decided.
+    Crowded = 5,
+    /// A name has bytes that are not printable ASCII, or dots within labels. What no glob says is decided.
+    OddName = 6,
+    /// More aliases than `limits::CNAME_CHAIN`. The first of them are decided.
+    LongChain = 7,
+    /// The aliases do not stand in the order in which they are followed: which of them lead anywhere is left
+    /// to the daemon. All of them are believed.
+    Disordered = 8,
+    /// There are no tables: no policy has been loaded yet.
+    NoTables = 9,
+    /// The packet could not be read, or another one is being read on this CPU.
+    Unread = 10,
+}
+
+pub const OUTCOMES: u32 = 11;
+
+impl Outcome {
+    pub const ALL: [Self; OUTCOMES as usize] = [
+        Self::Decided,
+        Self::NotAnAnswer,
+        Self::Malformed,
+        Self::Long,
+        Self::Segmented,
+        Self::Crowded,
+        Self::OddName,
+        Self::LongChain,
+        Self::Disordered,
+        Self::NoTables,
+        Self::Unread,
+    ];
+
+    /// Whether the daemon may come to claims that the kernel did not make.
+    pub const fn is_late(self) -> bool {
+        !matches!(self, Self::Decided | Self::NotAnAnswer | Self::Malformed)
+    }
+
+    pub const fn from_wire(byte: u8) -> Option<Self> {
+        if (byte as usize) < Self::ALL.len() { Some(Self::ALL[byte as usize]) } else { None }
+    }
+}
+
+/// An address of the answer, with its time to live in seconds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub addr: Addr,
+    pub ttl: u32,
+}
+
+/// Everything that reading a message needs to remember. In the kernel one a CPU, in map memory: the verifier
+/// follows every value on the stack, and none of these.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Scratch {
+    /// Bytes of `message` that belong to it.
+    pub len: u32,
+    pub name: Name,
+    /// Of the names so far. The asked name speaks before its aliases.
+    claimed: Match,
+    outcome: u32,
+    reader: reader::State,
+    records: records::State,
+    pub found_len: u32,
+    pub found: [Found; ADDRESSES],
+    /// Eight bytes more, so that words can be read across the end.
+    pub message: [u8; MESSAGE_BYTES + 8],
+}
+
+impl Scratch {
+    pub const EMPTY: Self = Self {
+        len: 0,
+        name: Name::EMPTY,
+        claimed: Match::NONE,
+        outcome: 0,
+        reader: reader::State::EMPTY,
+        records: records::State::EMPTY,
+        found_len: 0,
+        found: [Found { addr: Addr::from_v4([0; 4]), ttl: 0 }; ADDRESSES],
+        message: [0; MESSAGE_BYTES + 8],
+    };
+
+    /// What the answer's names are claimed by. An exception opens, so it takes an answer that is decided.
+    #[inline(always)]
+    pub fn matched(&self) -> Match {
+        let mut matched = self.claimed;
+        if self.outcome != Outcome::Decided as u32 {
+            matched.allow = Match::NONE.allow;
+        }
+        matched
+    }
+
+    #[inline(always)]
+    fn byte(&self, at: u32) -> u8 {
+        self.message[at as usize % MESSAGE_BYTES]
+    }
+
+    #[inline(always)]
+    fn u16(&self, at: u32) -> u16 {
+        u16::from_be_bytes([self.byte(at), self.byte(at.wrapping_add(1))])
+    }
+
+    #[inline(always)]
+    fn u32(&self, at: u32) -> u32 {
+        (self.u16(at) as u32) << 16 | self.u16(at.wrapping_add(2)) as u32
+    }
+
+    /// The first reason stays, but for the one by which more may be denied than the daemon will deny.
+    #[inline(always)]
+    fn late(&mut self, why: Outcome) {
+        if self.outcome == Outcome::Decided as u32 || why as u32 == Outcome::Disordered as u32 {
+            self.outcome = why as u32;
+        }
+    }
+}
+
+/// How long an answer is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    /// Seconds; the ceiling wins.
+    pub floor: u32,
+    pub cap: u32,
+}
+
+/// What a match claims about an address with this time to live.
+#[inline(always)]
+pub fn entry(matched: Match, ttl: u32, lifetime: Lifetime, now: BootNanos) -> Entry {
+    let seconds = if ttl < lifetime.floor { lifetime.floor } else { ttl };
+    let seconds = if seconds > lifetime.cap { lifetime.cap } else { seconds };
+    let until = now.saturating_add(seconds as u64 * 1_000_000_000);
+    let claim =
+        |by| if by == Match::NONE.deny { Claim::NONE } else { Claim::new(crate::name::rule(by), until) };
+    Entry { allow: claim(matched.allow), deny: claim(matched.deny), audit: claim(matched.audit) }
+}
+
+/// A message being read, and the tables it is matched with.
+pub(crate) struct Walk<'a, T> {
+    scratch: &'a mut Scratch,
+    tables: &'a T,
+}
+
+impl<T: Tables> Matching for Walk<'_, T> {
+    type Tables = T;
+
+    #[inline(always)]
+    fn name(&mut self) -> &mut Name {
+        &mut self.scratch.name
+    }
+
+    #[inline(always)]
+    fn tables(&self) -> &T {
+        self.tables
+    }
+}
+
+const HEADER: u32 = 12;
+const FLAGS: u32 = 2;
+const QUESTIONS: u32 = 4;
+const ANSWERS: u32 = 6;
+const RESPONSE: u16 = 0x8000;
+const OPCODE: u16 = 0x7800;
+const TRUNCATED: u16 = 0x0200;
+const INTERNET: u16 = 1;
+
+/// A message that says nothing, and why.
+struct Refused(Outcome);
+
+/// Reads `scratch.message`; what it says then stands in `scratch.found` and `scratch.matched()`.
+#[inline(always)]
+pub fn read<T: Tables>(scratch: &mut Scratch, tables: &T) -> Outcome {
+    scratch.outcome = Outcome::Decided as u32;
+    scratch.found_len = 0;
+    scratch.claimed = Match::NONE;
+    let mut walk = Walk { scratch, tables };
+    if let Err(Refused(why)) = message(&mut walk) {
+        walk.scratch.found_len = 0;
+        return why;
+    }
+    // The index of an array of all outcomes, which the verifier need not believe to be one.
+    let outcome = walk.scratch.outcome;
+    Outcome::ALL[if outcome < OUTCOMES { outcome as usize } else { 0 }]
+}
+
+#[inline(always)]
+fn message<T: Tables>(walk: &mut Walk<'_, T>) -> Result<(), Refused> {
+    const NOT: Refused = Refused(Outcome::NotAnAnswer);
+    let scratch = &mut *walk.scratch;
+    let flags = scratch.u16(FLAGS);
+    if scratch.len < HEADER || flags & (RESPONSE | OPCODE) != RESPONSE || scratch.u16(QUESTIONS) != 1 {
+        return Err(NOT);
+    }
+    let answers = scratch.u16(ANSWERS) as u32;
+    let len = scratch.len;
+    let end = walk.read_name(HEADER, len).ok_or(NOT)?;
+    let scratch = &mut *walk.scratch;
+    if end + 4 > scratch.len || scratch.u16(end + 2) != INTERNET || scratch.name.len == 0 {
+        return Err(NOT);
+    }
+    if flags & TRUNCATED != 0 {
+        // It is asked again over TCP.
+        return Ok(());
+    }
+    scratch.records.begin(end + 4, scratch.reader.identity);
+    if answers > RECORDS {
+        walk.scratch.late(Outcome::Crowded);
+    }
+    let most = if answers > RECORDS { RECORDS } else { answers };
+    // The first turn is the question's.
+    T::repeat::<Record, _>(most + 1, walk);
+    if walk.scratch.records.broken() { Err(Refused(Outcome::Malformed)) } else { Ok(()) }
+}
+
+impl<T: Tables> Walk<'_, T> {
+    /// Matches the name that was read last.
+    #[inline(always)]
+    fn match_read_name(&mut self) {
+        let odd = self.scratch.reader.odd();
+        if odd {
+            self.scratch.late(Outcome::OddName);
+        }
+        match_name(self, odd);
+        self.scratch.claimed = self.scratch.claimed.or(self.scratch.name.matched);
+    }
+}

@@ -1,0 +1,189 @@
+//! DNS answers on their way to a socket: recognised by source port 53, matched, their addresses entered, copied
+//! to the ring. An application that can read an answer with a denied name finds its addresses denied.
+
+use core::ops::ControlFlow;
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST, btf_maps::lpm_trie::Key, helpers::bpf_ktime_get_boot_ns, programs::SkBuffContext,
+};
+use enforcer_common::{
+    Addr, Claim, Entry,
+    answer::{self, ADDRESSES, Lifetime, MESSAGE_BYTES, Outcome, Scratch},
+    counter::Counter,
+    kernel::Control,
+    name::{Match, NOBODY},
+    repeat::Step,
+    verdict::BootNanos,
+};
+
+use crate::{
+    copy,
+    kernel::lifetime,
+    maps::{ANSWERED, Answered, HOST, NEVER_DENY, WORK, count, count_outcome},
+    packet::{self, NotDns, Packet, TCP, Work},
+    tables::{Generation, control, repeat},
+};
+
+/// False: the packet must not be delivered.
+#[inline(always)]
+pub fn ingress(ctx: &SkBuffContext) -> bool {
+    let Some(work) = WORK.get_ptr_mut(0) else { return true };
+    // SAFETY: this CPU's own element, and `busy` tells when another run of this program has it.
+    let work = unsafe { &mut *work };
+    if work.busy != 0 {
+        count_outcome(Outcome::Unread);
+        count(Counter::LostAnswers);
+        return true;
+    }
+    work.busy = 1;
+    let mut packet = Packet { skb: ctx.skb.skb, work };
+    let deliver = handle(&mut packet);
+    packet.work.busy = 0;
+    deliver
+}
+
+#[inline(always)]
+fn handle(packet: &mut Packet<'_>) -> bool {
+    if packet.read_headers().is_err() || packet.says_nothing() {
+        return true;
+    }
+    // SAFETY: takes no argument.
+    packet.work.record.time = unsafe { bpf_ktime_get_boot_ns() };
+    packet.work.record.outcome = Outcome::Decided as u8;
+    packet.work.record.dropped = 0;
+    if packet.work.len != 0 {
+        let outcome = load(packet).map_or_else(|why| why, |()| read(packet.work));
+        packet.work.record.outcome = outcome as u8;
+        count_outcome(outcome);
+    }
+    // The daemon's copy comes after the decision, so that no loss can come between.
+    copy::copy(packet);
+    packet.work.record.dropped == 0
+}
+
+/// Brings the message into the scratch.
+#[inline(always)]
+fn load(packet: &mut Packet<'_>) -> Result<(), Outcome> {
+    let (mut offset, mut len) = (packet.work.offset, packet.work.len);
+    if packet.work.protocol == TCP.into() {
+        let before = packet.u16(offset).map_err(|NotDns| Outcome::Segmented)?;
+        offset += 2;
+        len = len.saturating_sub(2);
+        if len == 0 || len != u32::from(before) {
+            return Err(Outcome::Segmented);
+        }
+    }
+    if len > MESSAGE_BYTES as u32 {
+        return Err(Outcome::Long);
+    }
+    let scratch = &mut packet.work.scratch;
+    scratch.len = len;
+    // SAFETY: the buffer has that room.
+    let loaded =
+        unsafe { packet::load(packet.skb, offset, (&raw mut scratch.message).cast(), len, MESSAGE_BYTES) };
+    if loaded { Ok(()) } else { Err(Outcome::Unread) }
+}
+
+/// Reads the message and enters what it says.
+#[inline(always)]
+fn read(work: &mut Work) -> Outcome {
+    let control = control();
+    let Some(tables) = Generation::new(control) else { return Outcome::NoTables };
+    let outcome = answer::read(&mut work.scratch, &tables);
+    let matched = work.scratch.matched();
+    if matched.is_none() || work.scratch.found_len == 0 {
+        return outcome;
+    }
+    count(Counter::AnswersMatched);
+    if !enter(&mut work.scratch, matched, control, work.record.time) && matched.deny != NOBODY {
+        count(Counter::AnswersDropped);
+        work.record.dropped = 1;
+    }
+    outcome
+}
+
+/// Enters every address. False: one of them could not be entered.
+#[inline(always)]
+fn enter(scratch: &mut Scratch, matched: Match, control: Control, now: BootNanos) -> bool {
+    let Some(answered) = ANSWERED.get(control.answered & 1) else { return false };
+    let times = scratch.found_len;
+    let mut entering = Entering { scratch, answered, matched, lifetime: lifetime(), now, failed: 0 };
+    repeat::<Enter, _>(times, &mut entering);
+    entering.failed == 0
+}
+
+struct Entering<'a> {
+    scratch: &'a mut Scratch,
+    answered: &'static Answered,
+    matched: Match,
+    lifetime: Lifetime,
+    now: BootNanos,
+    failed: u32,
+}
+
+struct Enter;
+
+impl Step<Entering<'_>> for Enter {
+    #[inline(always)]
+    fn step(entering: &mut Entering<'_>, index: u32) -> ControlFlow<()> {
+        let found = &entering.scratch.found[index as usize % ADDRESSES];
+        let (addr, ttl) = (found.addr, entering.scratch.ttl(found));
+        if is_never_denied(addr) {
+            return ControlFlow::Continue(());
+        }
+        let entry = answer::entry(entering.matched, ttl, entering.lifetime, entering.now);
+        if put(entering.answered, addr, &entry) {
+            return ControlFlow::Continue(());
+        }
+        entering.failed = 1;
+        ControlFlow::Break(())
+    }
+}
+
+#[inline(always)]
+fn is_never_denied(addr: Addr) -> bool {
+    // SAFETY: only whether there is an element matters, not what is in it.
+    addr.is_never_denied()
+        || unsafe { HOST.get(addr.octets()) }.is_some()
+        || NEVER_DENY.get(&Key::new(128, addr.octets())).is_some()
+}
+
+/// Adds claims to what is known about the address.
+///
+/// An element is changed in place and never removed while the map is in use: so no reader ever sees half of
+/// one element and half of another. Two CPUs that answer about the same address at once may each lose a
+/// prolongation to the other; the daemon, which reads both answers, makes good for it.
+#[inline(always)]
+fn put(answered: &Answered, addr: Addr, entry: &Entry) -> bool {
+    let key = addr.octets();
+    // Twice, because another CPU may enter the address in between.
+    for _ in 0..2 {
+        if let Some(known) = answered.get_ptr_mut(key) {
+            // SAFETY: an element of a map whose elements are never removed while it is in use.
+            unsafe {
+                prolong(&raw mut (*known).allow, entry.allow);
+                prolong(&raw mut (*known).deny, entry.deny);
+                prolong(&raw mut (*known).audit, entry.audit);
+            }
+            return true;
+        }
+        if answered.insert(key, entry, BPF_NOEXIST.into()).is_ok() {
+            return true;
+        }
+    }
+    false
+}
+
+/// # Safety
+/// `known` points to a claim in a map.
+#[inline(always)]
+unsafe fn prolong(known: *mut Claim, fresh: Claim) {
+    // SAFETY: the caller's. The rule first: a reader in between sees the new rule with the old expiry, which
+    // is what held before.
+    unsafe {
+        if fresh.until > (&raw const (*known).until).read_volatile() {
+            (&raw mut (*known).rule).write_volatile(fresh.rule);
+            (&raw mut (*known).until).write_volatile(fresh.until);
+        }
+    }
+}

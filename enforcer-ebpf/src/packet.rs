@@ -1,0 +1,177 @@
+//! Headers of a packet from port 53. IP options and IPv6 extension headers hide nothing; fragments were put
+//! together before.
+
+use core::{hint::black_box, mem::MaybeUninit, ops::ControlFlow};
+
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
+use enforcer_common::{
+    answer::Scratch,
+    event::{AnswerRecord, KIND_ANSWER},
+    repeat::Step,
+};
+
+use crate::tables::repeat;
+
+const DNS: u16 = 53;
+pub const TCP: u8 = 6;
+const UDP: u8 = 17;
+const TCP_SYN_FIN_RST: u8 = 0x07;
+
+/// IPv6 extension headers that may stand before the transport (RFC 8200, 4): hop-by-hop, routing,
+/// destination options; fragment and authentication have sizes of their own.
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
+const EXTENSION_HEADERS: u32 = 32;
+
+/// A packet whose headers are not what they claim, or not DNS. The kernel decides about the packet itself.
+pub struct NotDns;
+
+/// What is known about the packet at hand. One a CPU, in map memory: what the verifier forgets, it need not
+/// follow along every way through the program.
+#[repr(C)]
+pub struct Work {
+    /// Not 0 while a packet is being handled.
+    pub busy: u32,
+    /// Of the payload.
+    pub offset: u32,
+    /// Of the payload.
+    pub len: u32,
+    pub protocol: u32,
+    /// What the copy for user space begins with.
+    pub record: AnswerRecord,
+    pub scratch: Scratch,
+}
+
+/// A packet and what is known about it.
+pub struct Packet<'a> {
+    pub skb: *mut __sk_buff,
+    pub work: &'a mut Work,
+}
+
+impl Packet<'_> {
+    /// Fills `work` but for the scratch.
+    #[inline(always)]
+    pub fn read_headers(&mut self) -> Result<(), NotDns> {
+        self.work.record.kind = KIND_ANSWER;
+        self.work.record.reserved = [0; 5];
+        match self.byte(0)? >> 4 {
+            4 => self.ipv4()?,
+            6 => self.ipv6()?,
+            _ => return Err(NotDns),
+        }
+        let at = self.work.offset;
+        if self.u16(at)? != DNS {
+            return Err(NotDns);
+        }
+        self.work.record.client_port = self.u16(at + 2)?;
+        self.work.record.protocol = self.work.protocol as u16;
+        self.work.record.sequence = 0;
+        self.work.record.tcp_flags = 0;
+        let header = if self.work.protocol == UDP.into() {
+            8
+        } else if self.work.protocol == TCP.into() {
+            self.work.record.sequence = u32::from_be_bytes(self.field(at + 4)?);
+            self.work.record.tcp_flags = self.byte(at + 13)?;
+            u32::from(self.byte(at + 12)? >> 4) * 4
+        } else {
+            return Err(NotDns);
+        };
+        let at = at + header;
+        self.work.offset = at;
+        // SAFETY: the context's length, which the verifier lets every program read.
+        let len = unsafe { (*self.skb).len };
+        self.work.len = len.saturating_sub(at);
+        Ok(())
+    }
+
+    /// Neither has payload nor begins or ends a stream.
+    #[inline(always)]
+    pub fn says_nothing(&self) -> bool {
+        self.work.len == 0 && self.work.record.tcp_flags & TCP_SYN_FIN_RST == 0
+    }
+
+    #[inline(always)]
+    fn ipv4(&mut self) -> Result<(), NotDns> {
+        // The header length counts the options.
+        self.work.offset = u32::from(self.byte(0)? & 0x0f) * 4;
+        self.work.protocol = self.byte(9)?.into();
+        self.work.record.server = mapped(self.field(12)?);
+        self.work.record.client = mapped(self.field(16)?);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn ipv6(&mut self) -> Result<(), NotDns> {
+        self.work.offset = 40;
+        self.work.protocol = self.byte(6)?.into();
+        self.work.record.server = self.field(8)?;
+        self.work.record.client = self.field(24)?;
+        repeat::<ExtensionHeader, _>(EXTENSION_HEADERS, self);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn byte(&self, offset: u32) -> Result<u8, NotDns> {
+        self.field(offset).map(|[byte]: [u8; 1]| byte)
+    }
+
+    #[inline(always)]
+    pub fn u16(&self, offset: u32) -> Result<u16, NotDns> {
+        self.field(offset).map(u16::from_be_bytes)
+    }
+
+    #[inline(always)]
+    fn field<const N: usize>(&self, offset: u32) -> Result<[u8; N], NotDns> {
+        let mut field = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper checks the packet's bounds; N bytes are there.
+        match unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, field.as_mut_ptr().cast(), N as u32) } {
+            // SAFETY: the helper filled it.
+            0 => Ok(unsafe { field.assume_init() }),
+            _ => Err(NotDns),
+        }
+    }
+}
+
+#[inline(always)]
+fn mapped(v4: [u8; 4]) -> [u8; 16] {
+    enforcer_common::Addr::from_v4(v4).octets()
+}
+
+/// Steps over one extension header; breaks at the transport, or where the packet ends.
+struct ExtensionHeader;
+
+impl Step<Packet<'_>> for ExtensionHeader {
+    #[inline(always)]
+    fn step(packet: &mut Packet<'_>, _: u32) -> ControlFlow<()> {
+        let at = packet.work.offset;
+        let protocol = packet.work.protocol as u8;
+        let known = matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION | AUTHENTICATION | FRAGMENT);
+        let Ok([next, len]) = packet.field(at) else { return ControlFlow::Break(()) };
+        if !known {
+            return ControlFlow::Break(());
+        }
+        packet.work.offset = at
+            + match protocol {
+                FRAGMENT => 8,
+                AUTHENTICATION => (u32::from(len) + 2) * 4,
+                _ => (u32::from(len) + 1) * 8,
+            };
+        packet.work.protocol = next.into();
+        ControlFlow::Continue(())
+    }
+}
+
+/// `len` bytes of the packet; 0 < `len` <= `bound`, a power of two.
+///
+/// # Safety
+/// `to` has room for `bound` bytes.
+#[inline(always)]
+pub unsafe fn load(skb: *mut __sk_buff, offset: u32, to: *mut u8, len: u32, bound: usize) -> bool {
+    // The compiler must not see through this, else it drops the mask that the verifier needs to see.
+    let len = (black_box(len - 1) & (bound as u32 - 1)) + 1;
+    // SAFETY: the helper checks the packet's bounds, the mask keeps the buffer's.
+    unsafe { bpf_skb_load_bytes(skb.cast(), offset, to.cast(), len) == 0 }
+}

@@ -1,0 +1,201 @@
+//! The maps of the packet path: the policy's tables, what was answered, what is never denied.
+//!
+//! Tables and answers stand in pairs of maps. One of a pair is in use, the other is prepared or emptied; one
+//! write to `CONTROL` changes over, so that no packet sees half of the old and half of the new. Inner maps of a
+//! pair differ in size: hash maps may (5.10), arrays may because they are created with `BPF_F_INNER_MAP` (5.10).
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::of_maps::ArrayOfMaps;
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::{Ebpf, Pod};
+use enforcer_common::kernel::Control;
+use enforcer_common::name::{Domain, Header};
+use enforcer_common::{Addr, Entry};
+
+use super::double::{self, ANSWERED, AUTOMATA, Answered, Automata, DOMAINS, Domains, NAMES, Names};
+use super::{BpfError, Wire, gone, take};
+use crate::engine::compile::Network;
+use crate::engine::tables::Tables;
+
+pub(super) const HOST: &str = "HOST";
+pub(super) const NEVER_DENY: &str = "NEVER_DENY";
+pub(super) const CONTROL: &str = "CONTROL";
+pub(super) const HEADERS: &str = "HEADERS";
+
+/// Pins of the two maps behind `ANSWERED`: taking a map out of another one needs CAP_SYS_ADMIN.
+const HALVES: [&str; 2] = ["ANSWERED_0", "ANSWERED_1"];
+
+// SAFETY: `repr(C)` without padding, valid for every bit pattern.
+unsafe impl Pod for Wire<Control> {}
+// SAFETY: as above.
+unsafe impl Pod for Wire<Header> {}
+// SAFETY: as above.
+unsafe impl Pod for Wire<Domain> {}
+
+/// Handles of those maps.
+#[expect(missing_debug_implementations, reason = "aya's map of maps has none")]
+pub struct Answers {
+    control: Array<MapData, Wire<Control>>,
+    headers: Array<MapData, Wire<Header>>,
+    names: ArrayOfMaps<MapData, Names>,
+    domains: ArrayOfMaps<MapData, Domains>,
+    automata: ArrayOfMaps<MapData, Automata>,
+    answered: ArrayOfMaps<MapData, Answered>,
+    halves: [Answered; 2],
+    host: HashMap<MapData, [u8; 16], u32>,
+    never_deny: LpmTrie<MapData, [u8; 16], u32>,
+}
+
+impl Answers {
+    /// Takes the maps of a loaded object, those of `double::prepare` among them. What was answered outlives the
+    /// daemon in `pin`. `capacity`: addresses between two rotations.
+    pub fn take(ebpf: &mut Ebpf, pin: &Path, capacity: u32) -> Result<Self, BpfError> {
+        let mut answered = take(ebpf, ANSWERED)?;
+        let halves = [half(&mut answered, 0, pin, capacity)?, half(&mut answered, 1, pin, capacity)?];
+        Ok(Self {
+            control: take(ebpf, CONTROL)?,
+            headers: take(ebpf, HEADERS)?,
+            names: take(ebpf, NAMES)?,
+            domains: take(ebpf, DOMAINS)?,
+            automata: take(ebpf, AUTOMATA)?,
+            answered,
+            halves,
+            host: take(ebpf, HOST)?,
+            never_deny: take(ebpf, NEVER_DENY)?,
+        })
+    }
+
+    /// From here on answers are matched with these tables. What the tables before them entered is still held;
+    /// read the ring to its end, match again what is known, then `discard_retired`.
+    ///
+    /// When it returns, no packet is being matched with the old tables any more. After an error the old ones
+    /// are in use.
+    pub fn install(&mut self, tables: &Tables) -> Result<(), BpfError> {
+        self.discard_retired()?;
+        let now = self.control()?;
+        let next = Control { tables: now.tables.wrapping_add(1), answered: now.answered.wrapping_add(1) };
+        let slot = next.tables & 1;
+        self.fill(slot, tables)?;
+        self.headers.set(slot, Wire(tables.header), 0).map_err(error(HEADERS))?;
+        self.control.set(0, Wire(next), 0).map_err(error(CONTROL))?;
+        // Gives the memory of the old ones back. Each of these waits until no program uses the map any more.
+        // If it fails the memory is kept, and nothing else.
+        let freed = self.fill(now.tables & 1, &Tables::empty());
+        let waited = self.answered.set(now.answered & 1, &self.halves[(now.answered & 1) as usize], 0);
+        if let Err(error) = freed.and(waited.map_err(error(ANSWERED))) {
+            tracing::warn!(%error, "the tables of the policy before this one still take memory");
+        }
+        Ok(())
+    }
+
+    /// From here on answers are entered into the other map; to be followed by `discard_retired` like `install`.
+    pub fn rotate(&mut self) -> Result<(), BpfError> {
+        self.discard_retired()?;
+        let now = self.control()?;
+        let retired = now.answered & 1;
+        self.control
+            .set(0, Wire(Control { answered: now.answered.wrapping_add(1), ..now }), 0)
+            .map_err(error(CONTROL))?;
+        // Changes nothing, but waits until no program uses the map any more.
+        self.answered.set(retired, &self.halves[retired as usize], 0).map_err(error(ANSWERED))
+    }
+
+    /// Forgets what was entered before the last `install` or `rotate`.
+    pub fn discard_retired(&mut self) -> Result<(), BpfError> {
+        let retired = self.control()?.answered.wrapping_add(1) & 1;
+        let half = &mut self.halves[retired as usize];
+        let keys: Vec<[u8; 16]> = half.keys().collect::<Result<_, _>>().map_err(error(ANSWERED))?;
+        keys.iter().try_for_each(|key| gone(ANSWERED, half.remove(key)))
+    }
+
+    /// Everything that was entered and not discarded; an address may come twice.
+    pub fn entered(&self) -> Result<Vec<(Addr, Entry)>, BpfError> {
+        let both = self.halves.iter().flat_map(HashMap::iter);
+        both.map(|item| item.map(|(key, Wire(entry))| (Addr::from_v6(key), entry)).map_err(error(ANSWERED)))
+            .collect()
+    }
+
+    /// Addresses that no answer may deny. What is protected by both the old and the new set always is.
+    pub fn set_host(&mut self, addresses: &HashSet<Addr>) -> Result<(), BpfError> {
+        for addr in addresses {
+            self.host.insert(addr.octets(), 1, 0).map_err(error(HOST))?;
+        }
+        let known: Vec<[u8; 16]> = self.host.keys().collect::<Result<_, _>>().map_err(error(HOST))?;
+        let mut old = known.iter().filter(|key| !addresses.contains(&Addr::from_v6(**key)));
+        old.try_for_each(|key| gone(HOST, self.host.remove(key)))
+    }
+
+    /// Networks that no answer may deny.
+    pub fn set_never_deny(&mut self, networks: &[Network]) -> Result<(), BpfError> {
+        let key = |network: &Network| Key::new(network.prefix.into(), network.addr);
+        for network in networks {
+            self.never_deny.insert(&key(network), 1, 0).map_err(error(NEVER_DENY))?;
+        }
+        let known: Vec<Key<[u8; 16]>> =
+            self.never_deny.keys().collect::<Result<_, _>>().map_err(error(NEVER_DENY))?;
+        let wanted = |old: &Key<[u8; 16]>| {
+            let old = Network { addr: old.data(), prefix: old.prefix_len() as u8 };
+            networks.contains(&old)
+        };
+        known
+            .iter()
+            .filter(|old| !wanted(old))
+            .try_for_each(|old| gone(NEVER_DENY, self.never_deny.remove(old)))
+    }
+
+    fn control(&self) -> Result<Control, BpfError> {
+        self.control.get(&0, 0).map(|Wire(control)| control).map_err(error(CONTROL))
+    }
+
+    fn fill(&mut self, slot: u32, tables: &Tables) -> Result<(), BpfError> {
+        let names = names(tables).map_err(error(NAMES))?;
+        self.names.set(slot, &names, 0).map_err(error(NAMES))?;
+        let domains = array(&tables.domains, |domain| Wire(*domain)).map_err(error(DOMAINS))?;
+        self.domains.set(slot, &domains, 0).map_err(error(DOMAINS))?;
+        let automata = array(&tables.automata, |block| *block).map_err(error(AUTOMATA))?;
+        self.automata.set(slot, &automata, 0).map_err(error(AUTOMATA))
+    }
+}
+
+fn error(map: &'static str) -> impl Fn(MapError) -> BpfError {
+    move |source| BpfError::Map { map, source }
+}
+
+/// Opens or makes one map of the pair behind `ANSWERED`.
+fn half(
+    answered: &mut ArrayOfMaps<MapData, Answered>,
+    slot: u32,
+    pin: &Path,
+    capacity: u32,
+) -> Result<Answered, BpfError> {
+    let path = pin.join(HALVES[slot as usize]);
+    if !path.exists() {
+        let fresh = double::answered(capacity).map_err(error(ANSWERED))?;
+        answered.set(slot, &fresh, 0).map_err(error(ANSWERED))?;
+        fresh.pin(&path).map_err(|source| BpfError::Pin { path: path.clone(), source })?;
+    }
+    let data = MapData::from_pin(&path).map_err(error(ANSWERED))?;
+    HashMap::try_from(Map::HashMap(data)).map_err(error(ANSWERED))
+}
+
+fn names(tables: &Tables) -> Result<Names, MapError> {
+    let mut names = double::names(capacity(tables.names.len()))?;
+    tables.names.iter().try_for_each(|(hash, index)| names.insert(hash, index, 0))?;
+    Ok(names)
+}
+
+fn array<T, W: Pod>(items: &[T], wire: impl Fn(&T) -> W) -> Result<Array<MapData, W>, MapError> {
+    let mut array = double::array(capacity(items.len()))?;
+    for (index, item) in (0..).zip(items) {
+        array.set(index, wire(item), 0)?;
+    }
+    Ok(array)
+}
+
+/// A map has room for one at least.
+fn capacity(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX).max(1)
+}

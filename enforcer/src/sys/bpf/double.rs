@@ -1,0 +1,101 @@
+//! Maps of two maps, made by hand.
+//!
+//! A kernel before 6.2 takes a map into another one only if both agree on "has no timer", and there a map with
+//! type information and one without do not: aya makes the template with, and maps made later without. So the
+//! template is made here, without, and pinned where aya looks before it makes its own.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, MapData, MapError};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
+use enforcer_common::Entry;
+use enforcer_common::name::{BLOCK, Domain};
+
+use super::{BpfError, Wire};
+
+pub(super) const ANSWERED: &str = "ANSWERED";
+pub(super) const NAMES: &str = "NAMES";
+pub(super) const DOMAINS: &str = "DOMAINS";
+pub(super) const AUTOMATA: &str = "AUTOMATA";
+
+/// Those maps.
+pub const DOUBLE_MAPS: [&str; 4] = [ANSWERED, NAMES, DOMAINS, AUTOMATA];
+
+pub(super) type Answered = HashMap<MapData, [u8; 16], Wire<Entry>>;
+pub(super) type Names = HashMap<MapData, u64, u32>;
+pub(super) type Domains = Array<MapData, Wire<Domain>>;
+pub(super) type Automata = Array<MapData, [u32; BLOCK]>;
+
+const BPF_F_NO_PREALLOC: u32 = 1;
+const BPF_F_INNER_MAP: u32 = 1 << 12;
+
+/// Pins what of them is not pinned yet; to be called before the object is loaded.
+pub fn prepare(pin: &Path) -> Result<(), BpfError> {
+    const HASH: bpf_map_type = bpf_map_type::BPF_MAP_TYPE_HASH;
+    const ARRAY: bpf_map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY;
+    let like = |kind: bpf_map_type, key: usize, value: usize, flags| {
+        aya_obj::Map::new_from_params(kind as u32, key as u32, value as u32, 1, flags)
+    };
+    outer(pin, ANSWERED, like(HASH, 16, size_of::<Entry>(), BPF_F_NO_PREALLOC))?;
+    outer(pin, NAMES, like(HASH, 8, 4, 0))?;
+    outer(pin, DOMAINS, like(ARRAY, 4, size_of::<Domain>(), BPF_F_INNER_MAP))?;
+    outer(pin, AUTOMATA, like(ARRAY, 4, size_of::<[u32; BLOCK]>(), BPF_F_INNER_MAP))
+}
+
+/// Elements are made when they are needed: the packet path never removes one, so none is ever reused.
+pub(super) fn answered(capacity: u32) -> Result<Answered, MapError> {
+    Answered::create(capacity, BPF_F_NO_PREALLOC)
+}
+
+pub(super) fn names(capacity: u32) -> Result<Names, MapError> {
+    Names::create(capacity, 0)
+}
+
+pub(super) fn array<T: Pod>(capacity: u32) -> Result<Array<MapData, T>, MapError> {
+    Array::create(capacity, BPF_F_INNER_MAP)
+}
+
+fn outer(pin: &Path, name: &'static str, template: aya_obj::Map) -> Result<(), BpfError> {
+    let path = pin.join(name);
+    if path.exists() {
+        return Ok(());
+    }
+    let failed = |source| BpfError::Map { map: name, source };
+    let template = MapData::create(template, name, None).map_err(failed)?;
+    let map = create(template.fd().as_fd().as_raw_fd())
+        .map_err(|io_error| failed(MapError::CreateError { name: name.into(), io_error }))?;
+    let map = MapData::from_fd(map).map_err(failed)?;
+    map.pin(&path).map_err(|source| BpfError::Pin { path, source })
+}
+
+/// An array of two maps like the one behind `template`.
+fn create(template: i32) -> io::Result<OwnedFd> {
+    // SAFETY: a C union of integers and arrays of them: all zero is a value.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    // SAFETY: the variant that BPF_MAP_CREATE reads.
+    let map = unsafe { &mut attr.__bindgen_anon_1 };
+    map.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32;
+    map.key_size = 4;
+    map.value_size = 4;
+    map.max_entries = 2;
+    map.inner_map_fd = u32::try_from(template).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads `attr`, of the given size, and nothing else.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            bpf_cmd::BPF_MAP_CREATE as libc::c_int,
+            &raw const attr,
+            size_of::<bpf_attr>(),
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: just made, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,524 @@
+//! The packet program against the daemon's parser and matcher: the same packets, the same claims, or "late".
+//!
+//! `packet [SECONDS] [SEED]`: rows, then random messages for SECONDS, then what an answer costs.
+
+#![expect(clippy::unwrap_used, reason = "a test that does not get what it needs has failed")]
+
+mod message;
+mod subject;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use enforcer::engine::compile::Network;
+use enforcer::engine::dns::wire;
+use enforcer::engine::plan::Matcher;
+use enforcer_common::answer::Outcome;
+use enforcer_common::counter::Counter;
+use enforcer_common::{Addr, Entry};
+use message::{A, AAAA, CNAME, Carrier, HTTPS, Message, Random};
+use subject::{CAP, FLOOR, Rules, Run, Subject, protect};
+
+const POLICY: &str = r#"
+[[rule]]
+name = "exact"
+action = "deny"
+hosts = ["denied.example", "www.shop.example"]
+[[rule]]
+name = "suffix"
+action = "deny"
+hosts = [".tracker.example", "*.ads.example", ".xn--bcher-kva.example"]
+[[rule]]
+name = "globs"
+action = "deny"
+hosts = ["ads-*.net.example", "*track*", "cdn[0-9].example", "{one,two}.three.example", "a?c.example"]
+[[rule]]
+name = "audited"
+action = "audit"
+hosts = ["*.audit.example", "denied.example", "*-test.example"]
+[[rule]]
+name = "excepted"
+action = "allow"
+hosts = ["good.tracker.example", "ok*.example"]
+"#;
+
+/// Names that rules name, names beside them, and names that are odd.
+const NAMES: [&str; 26] = [
+    "denied.example",
+    "DeNiEd.ExAmPlE",
+    "www.shop.example",
+    "shop.example",
+    "tracker.example",
+    "a.b.tracker.example",
+    "good.tracker.example",
+    "ads.example",
+    "x.ads.example",
+    "ads-17.net.example",
+    "my-tracking.host",
+    "cdn7.example",
+    "cdn77.example",
+    "one.three.example",
+    "abc.example",
+    "x.audit.example",
+    "unit-test.example",
+    "okay.example",
+    "innocent.example",
+    "com",
+    "xn--bcher-kva.example",
+    "with space.example",
+    "back\\slash.example",
+    "h\u{e9}.tracker.example",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb.tracker.example",
+    ".",
+];
+
+fn main() {
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let number = |at: usize| arguments.get(at).and_then(|text| text.parse::<u64>().ok());
+    if !rustix::process::geteuid().is_root() {
+        println!("packet: skipped, for it needs root");
+        return;
+    }
+    let mut subject = Subject::load();
+    println!("packet: dns_ingress verified_insns={}", subject.verified_instructions());
+    let rules = Rules::new(POLICY);
+    assert!(rules.tables.late.is_empty());
+    println!("packet: {} states, {} words", rules.tables.states, rules.tables.automata.len() * 16);
+    no_tables(&mut subject);
+    subject.answers.install(&rules.tables).unwrap();
+    rows(&mut subject, &rules);
+    protection(&mut subject, &rules);
+    swaps(&mut subject, &rules);
+    full(&mut subject, &rules);
+    fuzz(&mut subject, &rules, number(0).unwrap_or(5), number(1).unwrap_or(1));
+    costs(&mut subject);
+    println!("packet: ok");
+}
+
+/// The claims that the daemon comes to.
+fn wanted(rules: &Rules, payload: &[u8], now: u64) -> Option<BTreeMap<Addr, Entry>> {
+    let answer = wire::parse(payload).ok()?;
+    let mut all: BTreeMap<Addr, Entry> = BTreeMap::new();
+    for (addr, ttl) in answer.addresses {
+        let until = now + u64::from(ttl.clamp(FLOOR, CAP)) * 1_000_000_000;
+        let entry = rules.compiled.entry(&answer.chain, until);
+        if entry != Entry::NONE && !addr.is_never_denied() {
+            let known = all.entry(addr).or_insert(Entry::NONE);
+            *known = known.merge(entry);
+        }
+    }
+    Some(all)
+}
+
+type Rule = u32;
+/// Rules by address, without the expiry.
+fn who(entries: &BTreeMap<Addr, Entry>) -> BTreeMap<Addr, [Rule; 3]> {
+    entries.iter().map(|(addr, e)| (*addr, [e.allow.rule, e.deny.rule, e.audit.rule])).collect()
+}
+
+/// Holds the kernel's claims against the daemon's. `Err`: how they differ.
+fn compare(run: &Run, rules: &Rules, message: &[u8]) -> Result<(), String> {
+    if !run.delivered || run.dropped {
+        return Err("was not delivered".into());
+    }
+    let want = wanted(rules, message, run.time);
+    let parsed = want.is_some();
+    let want = want.unwrap_or_default();
+    let claimed = |pick: fn(&Entry) -> u64, of: &BTreeMap<Addr, Entry>| -> BTreeSet<Addr> {
+        of.iter().filter(|(_, entry)| pick(entry) != 0).map(|(addr, _)| *addr).collect()
+    };
+    let (deny, allow): (fn(&Entry) -> u64, fn(&Entry) -> u64) = (|e| e.deny.until, |e| e.allow.until);
+    match run.outcome {
+        Outcome::Decided => {
+            if who(&run.entered) != who(&want) {
+                return Err(format!("decided {:?}, not {:?}", who(&run.entered), who(&want)));
+            }
+            let floor = run.time + u64::from(FLOOR) * 1_000_000_000;
+            let wrong = run.entered.iter().find(|(addr, entry)| {
+                let until = entry.last_until();
+                until > want[addr].last_until() || until < floor
+            });
+            wrong.map_or(Ok(()), |wrong| Err(format!("expiry {wrong:?} beside {want:?}")))
+        }
+        Outcome::NotAnAnswer | Outcome::Malformed if parsed && !want.is_empty() => {
+            Err(format!("says nothing, but {want:?}"))
+        }
+        Outcome::NotAnAnswer | Outcome::Malformed | Outcome::Long | Outcome::Segmented
+            if run.entered.is_empty() =>
+        {
+            Ok(())
+        }
+        Outcome::Crowded | Outcome::OddName | Outcome::LongChain => {
+            let fits = claimed(deny, &run.entered).is_subset(&claimed(deny, &want))
+                && claimed(allow, &run.entered).is_subset(&claimed(allow, &want));
+            if fits { Ok(()) } else { Err(format!("late with {:?} beside {want:?}", run.entered)) }
+        }
+        Outcome::Disordered if claimed(allow, &run.entered).is_empty() => {
+            // All aliases are believed: at least what is denied is.
+            let missed = claimed(deny, &want).difference(&claimed(deny, &run.entered)).count();
+            let odd = wire::parse(message)
+                .is_ok_and(|answer| answer.chain.iter().any(|name| name.as_str().contains('\\')));
+            if missed == 0 || odd { Ok(()) } else { Err(format!("missed {want:?}, has {:?}", run.entered)) }
+        }
+        _ => Err(format!("{run:?}")),
+    }
+}
+
+fn no_tables(subject: &mut Subject) {
+    let message = Message::asked("denied.example", A, true).a("denied.example", 60, [203, 0, 113, 1]);
+    let run = subject.run(&Carrier::Udp4.frame(&message.bytes));
+    assert_eq!((run.outcome, run.delivered, run.entered.len()), (Outcome::NoTables, true, 0));
+}
+
+fn v4(last: u8) -> [u8; 4] {
+    [203, 0, 113, last]
+}
+
+fn v6(last: u8) -> [u8; 16] {
+    [0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
+}
+
+/// A row: what it is, the message, the outcome, how many addresses are denied.
+type Row = (&'static str, Message, Outcome, usize);
+
+fn made() -> Vec<Row> {
+    use Outcome::{Crowded, Decided, Disordered, LongChain, Malformed, NotAnAnswer, OddName};
+    let asked = |name: &str| Message::asked(name, A, true);
+    let chain = |count: usize, compress: bool| {
+        let mut message = Message::asked("n0.example", A, compress);
+        for n in 0..count {
+            message = message.cname(&format!("n{n}.example"), 300, &format!("n{}.example", n + 1));
+        }
+        let last = format!("n{count}.example");
+        message.cname(&last, 300, "denied.example").a("denied.example", 300, v4(1))
+    };
+    let many = |count: u16| {
+        (0..count).fold(asked("denied.example"), |m, n| {
+            m.a("denied.example", 60, [203, 0, (n >> 8) as u8, n as u8])
+        })
+    };
+    let hints = [&[0, 1, 0, 3, 2, b'h', b'2'][..], &[0, 4, 0, 8, 203, 0, 113, 1, 203, 0, 113, 2]].concat();
+    let hints = [&hints[..], &[0, 6, 0, 16], &v6(9)].concat();
+    let long = "a.".repeat(120) + "tracker.example";
+    let labels = "a.".repeat(118) + "x.example";
+    vec![
+        ("exact", asked("denied.example").a("denied.example", 60, v4(1)), Decided, 1),
+        ("case", asked("dEnIeD.eXaMpLe").a("DENIED.example", 60, v4(1)), Decided, 1),
+        ("innocent", asked("innocent.example").a("innocent.example", 60, v4(1)), Decided, 0),
+        ("apex of *.", asked("ads.example").a("ads.example", 60, v4(1)), Decided, 0),
+        ("below *.", asked("a.b.ads.example").a("a.b.ads.example", 60, v4(1)), Decided, 1),
+        ("glob", asked("ads-1.net.example").a("ads-1.net.example", 60, v4(1)), Decided, 1),
+        (
+            "both families",
+            asked("denied.example").a("denied.example", 60, v4(1)).aaaa("denied.example", 60, v6(1)),
+            Decided,
+            2,
+        ),
+        (
+            "alias",
+            asked("innocent.example").cname("innocent.example", 60, "x.tracker.example").a(
+                "x.tracker.example",
+                60,
+                v4(1),
+            ),
+            Decided,
+            1,
+        ),
+        ("foreign owner", asked("denied.example").a("elsewhere.example", 60, v4(1)), Decided, 1),
+        ("chain of 16", chain(15, true), Decided, 1),
+        ("uncompressed chain", chain(7, false), Decided, 1),
+        ("chain of 17", chain(16, true), LongChain, 0),
+        (
+            "alias after address",
+            asked("innocent.example").a("denied.example", 60, v4(1)).cname(
+                "innocent.example",
+                60,
+                "denied.example",
+            ),
+            Decided,
+            1,
+        ),
+        (
+            "aliases in the wrong order",
+            asked("n.example")
+                .cname("m.example", 60, "denied.example")
+                .cname("n.example", 60, "m.example")
+                .a("denied.example", 60, v4(1)),
+            Disordered,
+            1,
+        ),
+        ("64 records", many(64), Decided, 64),
+        ("65 records", many(65), Crowded, 64),
+        (
+            "hints",
+            Message::asked("denied.example", HTTPS, true).https("denied.example", 60, ".", &hints),
+            Decided,
+            3,
+        ),
+        (
+            "service target",
+            Message::asked("innocent.example", HTTPS, true).https(
+                "innocent.example",
+                60,
+                "denied.example",
+                &hints,
+            ),
+            Decided,
+            3,
+        ),
+        (
+            "malformed hints",
+            Message::asked("denied.example", HTTPS, true)
+                .https("denied.example", 60, ".", &[0, 4, 0, 3, 1, 2, 3])
+                .a("denied.example", 60, v4(1)),
+            Decided,
+            1,
+        ),
+        (
+            "unordered parameters",
+            Message::asked("denied.example", HTTPS, true)
+                .https("denied.example", 60, ".", &[0, 4, 0, 4, 1, 2, 3, 4, 0, 1, 0, 0])
+                .a("denied.example", 60, v4(1)),
+            Decided,
+            1,
+        ),
+        (
+            "odd name",
+            asked("with space.tracker.example").a("with space.tracker.example", 60, v4(1)),
+            OddName,
+            1,
+        ),
+        (
+            "odd alias",
+            asked("denied.example").cname("denied.example", 60, "with space.example").a(
+                "with space.example",
+                60,
+                v4(1),
+            ),
+            OddName,
+            1,
+        ),
+        ("longest name", asked(&long[2..]).a("x", 60, v4(1)), Decided, 1),
+        ("many labels", asked(&labels).a("x", 60, v4(1)), Decided, 0),
+        ("other class", asked("denied.example").record("denied.example", A, 3, 60, &v4(1)), Decided, 0),
+        ("other type", asked("denied.example").record("denied.example", 16, 1, 60, b"\x04text"), Decided, 0),
+        ("no records", asked("denied.example"), Decided, 0),
+        ("truncated", asked("denied.example").a("denied.example", 60, v4(1)).set(2, 0x83), Decided, 0),
+        ("query", asked("denied.example").a("denied.example", 60, v4(1)).set(2, 1), NotAnAnswer, 0),
+        ("update", asked("denied.example").a("denied.example", 60, v4(1)).set(2, 0xa8), NotAnAnswer, 0),
+        ("two questions", asked("denied.example").a("denied.example", 60, v4(1)).set(5, 2), NotAnAnswer, 0),
+        ("root", asked("."), NotAnAnswer, 0),
+        (
+            "short address",
+            asked("denied.example").record("denied.example", A, 1, 60, &[1, 2, 3]),
+            Malformed,
+            0,
+        ),
+        ("count too high", asked("denied.example").a("denied.example", 60, v4(1)).set(7, 2), Malformed, 0),
+        (
+            "pointer to itself",
+            asked("denied.example").record("denied.example", CNAME, 1, 60, &[0xc0, 44]),
+            Malformed,
+            0,
+        ),
+        (
+            "pointer forward",
+            asked("denied.example").record("denied.example", CNAME, 1, 60, &[0xc1, 44]),
+            Malformed,
+            0,
+        ),
+        (
+            "never denied",
+            asked("denied.example").a("denied.example", 60, [127, 0, 0, 1]).a(
+                "denied.example",
+                60,
+                [169, 254, 169, 254],
+            ),
+            Decided,
+            0,
+        ),
+        (
+            "long ttl",
+            asked("denied.example").a("denied.example", u32::MAX, v4(1)).a(
+                "denied.example",
+                i32::MAX as u32,
+                v4(2),
+            ),
+            Decided,
+            2,
+        ),
+        ("excepted", asked("good.tracker.example").a("good.tracker.example", 60, v4(1)), Decided, 1),
+    ]
+}
+
+fn rows(subject: &mut Subject, rules: &Rules) {
+    let rows = made();
+    for (what, message, outcome, denied) in &rows {
+        for carrier in Carrier::ALL {
+            let run = subject.run(&carrier.frame(&message.bytes));
+            let count = run.entered.values().filter(|entry| entry.deny.until != 0).count();
+            assert_eq!((run.outcome, count), (*outcome, *denied), "{what} by {carrier:?}");
+            compare(&run, rules, &message.bytes).unwrap_or_else(|how| panic!("{what} by {carrier:?}: {how}"));
+        }
+    }
+    // Two messages in one segment, and half a one.
+    let message = &rows[0].1.bytes;
+    let mut frame = Carrier::Tcp4.frame(message);
+    assert_eq!(subject.run(&frame[..frame.len() - 1]).outcome, Outcome::Segmented);
+    frame.push(0);
+    assert_eq!(subject.run(&frame).outcome, Outcome::Segmented);
+    println!("packet: {} rows by {} carriers agree", rows.len(), Carrier::ALL.len());
+}
+
+fn protection(subject: &mut Subject, _: &Rules) {
+    let message = Message::asked("denied.example", A, true).a("denied.example", 60, v4(1)).a(
+        "denied.example",
+        60,
+        v4(200),
+    );
+    let frame = Carrier::Udp4.frame(&message.a("denied.example", 60, v4(2)).bytes);
+    let network = Network { addr: Addr::from_v4(v4(192)).octets(), prefix: 96 + 26 };
+    protect(subject, &[Addr::from_v4(v4(1))], &[network]);
+    let left: Vec<Addr> = subject.run(&frame).entered.into_keys().collect();
+    assert_eq!(left, [Addr::from_v4(v4(2))]);
+    protect(subject, &[], &[]);
+    assert_eq!(subject.run(&frame).entered.len(), 3);
+}
+
+fn swaps(subject: &mut Subject, rules: &Rules) {
+    let frame =
+        Carrier::Udp4.frame(&Message::asked("denied.example", A, true).a("denied.example", 60, v4(1)).bytes);
+    let other = Rules::new("[[rule]]\nname = \"x\"\naction = \"deny\"\nhosts = [\"other.example\"]");
+    for turn in 0..4 {
+        let (rules, denied) = if turn % 2 == 0 { (&other, 0) } else { (rules, 1) };
+        subject.answers.install(&rules.tables).unwrap();
+        assert_eq!(subject.run(&frame).entered.len(), denied, "turn {turn}");
+    }
+    // What was entered stays until it is discarded, through a rotation.
+    let options = || subject.answers.entered().unwrap().len();
+    assert_eq!(options(), 0);
+    subject.enter(&frame);
+    assert_eq!(subject.answers.entered().unwrap().len(), 1);
+    subject.answers.rotate().unwrap();
+    subject.enter(&frame);
+    assert_eq!(subject.answers.entered().unwrap().len(), 2);
+    subject.answers.discard_retired().unwrap();
+    assert_eq!(subject.answers.entered().unwrap().len(), 1);
+    subject.take_entered();
+}
+
+/// No room for a denied address: the answer does not arrive. For an audited one it does.
+fn full(subject: &mut Subject, _: &Rules) {
+    let before = subject.count(Counter::AnswersDropped);
+    subject.stuff();
+    let answer = |name: &str| Carrier::Udp4.frame(&Message::asked(name, A, true).a(name, 60, v4(1)).bytes);
+    for (name, delivered) in
+        [("denied.example", false), ("x.audit.example", true), ("innocent.example", true)]
+    {
+        let run = subject.pass(&answer(name));
+        assert_eq!((run.0, run.1), (delivered, !delivered), "{name}");
+    }
+    assert_eq!(subject.count(Counter::AnswersDropped), before + 1);
+    subject.take_entered();
+}
+
+fn random_message(random: &mut Random) -> Vec<u8> {
+    let asked = *random.pick(&NAMES);
+    let compress = !random.one_in(4);
+    let mut message = Message::asked(asked, *random.pick(&[A, AAAA, HTTPS]), compress);
+    let mut owner = asked;
+    for _ in 0..random.below(4) {
+        let target = *random.pick(&NAMES);
+        let from = if random.one_in(8) { *random.pick(&NAMES) } else { owner };
+        message = message.cname(from, random.next() as u32 >> random.below(32), target);
+        owner = target;
+    }
+    for _ in 0..random.below(6) {
+        let from = if random.one_in(8) { *random.pick(&NAMES) } else { owner };
+        let ttl = random.next() as u32 >> random.below(32);
+        let last = random.below(8) as u8;
+        message = match random.below(8) {
+            0..=3 => message.a(from, ttl, v4(last)),
+            4..=5 => message.aaaa(from, ttl, v6(last)),
+            6 => {
+                let hints = [&[0, 4, 0, 8][..], &v4(last), &v4(last + 1), &[0, 6, 0, 16], &v6(last)].concat();
+                let cut = if random.one_in(2) { hints.len() } else { random.below(hints.len()) };
+                let target = if random.one_in(2) { "." } else { *random.pick(&NAMES) };
+                message.https(from, ttl, target, &hints[..cut])
+            }
+            _ => {
+                message.record(from, random.below(70) as u16, 1 + random.one_in(4) as u16, ttl, &[1, 2, 3, 4])
+            }
+        };
+    }
+    let mut bytes = message.bytes;
+    if random.one_in(2) {
+        for _ in 0..=random.below(4) {
+            let at = random.below(bytes.len());
+            match random.below(6) {
+                0 => bytes[at] = random.next() as u8,
+                1 => bytes[at] ^= 1 << random.below(8),
+                2 => bytes[at] = 0xc0 | random.below(2) as u8,
+                3 => bytes[at] = random.below(bytes.len().min(256)) as u8,
+                4 => bytes.truncate(at.max(1)),
+                _ => bytes.insert(at, random.next() as u8),
+            }
+        }
+    }
+    bytes
+}
+
+fn fuzz(subject: &mut Subject, rules: &Rules, seconds: u64, seed: u64) {
+    let started = enforcer::sys::clock::boot_ns();
+    let mut outcomes: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut count, mut entered) = (0u64, 0);
+    while enforcer::sys::clock::boot_ns() - started < Duration::from_secs(seconds).as_nanos() as u64 {
+        let this = seed.wrapping_mul(0x1_0000_0000).wrapping_add(count);
+        let mut random = Random(this);
+        let message = random_message(&mut random);
+        let carrier = *random.pick(&Carrier::ALL);
+        let run = subject.run(&carrier.frame(&message));
+        if let Err(how) = compare(&run, rules, &message) {
+            panic!("message {this} by {carrier:?}: {how}\n{:?}\n{message:02x?}", wire::parse(&message));
+        }
+        *outcomes.entry(format!("{:?}", run.outcome)).or_default() += 1;
+        count += 1;
+        entered += u64::from(!run.entered.is_empty());
+    }
+    println!("packet: {count} random messages agree, {entered} with claims: {outcomes:?}");
+}
+
+fn costs(subject: &mut Subject) {
+    let ask = |name: &str| Message::asked(name, A, true);
+    let innocent = ask("www.innocent.example").a("www.innocent.example", 60, v4(1));
+    let denied = ask("denied.example").a("denied.example", 60, v4(1));
+    let chain = ask("www.innocent.example")
+        .cname("www.innocent.example", 60, "www.innocent.cdn.example")
+        .cname("www.innocent.cdn.example", 60, "edge17.tracker.example")
+        .a("edge17.tracker.example", 60, v4(1))
+        .a("edge17.tracker.example", 60, v4(2));
+    let query = ask("www.innocent.example").set(2, 1);
+    let mut other = Carrier::Udp4.frame(&query.bytes);
+    other[14 + 20 + 1] = 54;
+    let mut base: Vec<f64> = (0..21).map(|_| subject.time(&other, 2000)).collect();
+    base.sort_by(f64::total_cmp);
+    println!("packet: not DNS: median {:.0} ns, least {:.0} ns", base[10], base[0]);
+    let short = ask("w.e").a("w.e", 60, v4(1));
+    let longer = ask("abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghi.e").a("w.e", 60, v4(1));
+    let many = (0..64).fold(ask("denied.example"), |m, n| m.a("denied.example", 60, v4(n)));
+    for (what, message) in [
+        ("query", query),
+        ("3 bytes", short),
+        ("63 bytes", longer),
+        ("innocent", innocent),
+        ("denied", denied),
+        ("two aliases", chain),
+        ("64 addresses", many),
+    ] {
+        let frame = Carrier::Udp4.frame(&message.bytes);
+        let mut all: Vec<f64> = (0..21).map(|_| subject.time(&frame, 2000)).collect();
+        all.sort_by(f64::total_cmp);
+        println!("packet: {what}: median {:.0} ns, least {:.0} ns an answer", all[10], all[0]);
+    }
+}
