@@ -2,7 +2,7 @@
 
 KERNELS ?= 6.1 6.12
 TEST ?=
-export PATH := $(CURDIR)/.lab/tools/bin:$(HOME)/.cargo/bin:$(PATH)
+export PATH := $(CURDIR)/.lab/tools/bin:$(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
 .PHONY: help setup build test unit vm fuzz demo lint clean
 

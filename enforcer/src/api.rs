@@ -1,6 +1,7 @@
 //! The control socket's language: one JSON request a line, one JSON reply a line (`Events`: a stream of
 //! lines until the client goes). Spoken by `sys::control` (server) and `cli` (client), nowhere else.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -89,6 +90,13 @@ pub struct Counters {
 #[serde(rename_all = "camelCase")]
 pub struct DnsStatus {
     pub answers: u64,
+    /// Of denied, audited or excepted names, matched in the kernel before the application could read them.
+    pub matched: u64,
+    /// Decided by the daemon, a moment after the application could read them, by reason. The first connect
+    /// after such an answer can get through.
+    pub late: BTreeMap<String, u64>,
+    /// Not delivered, because their addresses could not be denied.
+    pub dropped: u64,
     pub unparsed: u64,
     pub truncated: u64,
     /// TCP streams given up: bytes missing, too long, too many.

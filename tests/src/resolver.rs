@@ -92,7 +92,7 @@ pub fn lookup(name: &str) -> Result<Vec<IpAddr>> {
 }
 
 /// A question for the IPv4 addresses of a name.
-fn query(name: &str) -> Vec<u8> {
+pub fn query(name: &str) -> Vec<u8> {
     let mut packet = vec![0x45, 0x46, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         packet.push(label.len() as u8);

@@ -54,12 +54,15 @@ impl Display for Screen<'_> {
         )?;
         writeln!(
             f,
-            "dns       {} answers, {} of {} bindings{}",
+            "dns       {} answers, {} matched before delivery, {} of {} bindings{}",
             dns.answers,
+            dns.matched,
             dns.bindings,
             dns.capacity,
             bad(&[
                 (counters.lost_answers, "answers lost"),
+                (dns.late.values().sum(), "decided late"),
+                (dns.dropped, "not delivered"),
                 (dns.unparsed, "not understood"),
                 (dns.streams_lost, "TCP streams lost"),
                 (dns.evicted, "bindings evicted early"),
@@ -180,7 +183,7 @@ enforcing: LSM, proven by the canary 12s ago
 policy    3 rules (40 host patterns, 5 networks)
           of 2 files in /etc/enforcer/policies.d, loaded 1m 1s ago
 connects  100 seen, 9 denied, 1 audited
-dns       50 answers, 60 of 1000 bindings
+dns       50 answers, 0 matched before delivery, 60 of 1000 bindings
 denied    8 of at most 65536 addresses
 sink      journald: 100 written
 daemon    enforcer 0.1.0, pid 7, up 2days 3h, kernel 6.1.0";

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use enforcer_common::answer::Outcome;
 use enforcer_common::counter::Counter;
 use enforcer_common::{Addr, Entry};
 use tracing::{error, warn};
@@ -128,6 +129,13 @@ impl Installer {
 
     pub(super) fn count(&self, counter: Counter) -> u64 {
         self.kernel.count(counter).unwrap_or_else(|error| {
+            complain("a counter of the kernel side cannot be read", &error);
+            0
+        })
+    }
+
+    pub(super) fn outcome(&self, outcome: Outcome) -> u64 {
+        self.kernel.outcome(outcome).unwrap_or_else(|error| {
             complain("a counter of the kernel side cannot be read", &error);
             0
         })

@@ -42,8 +42,8 @@ const HOST_TICKS: u64 = 10;
 const CANARY_TICKS: u64 = 60;
 /// Ticks between two rotations: so often room is made in the map that the packet path enters answers into.
 const ROTATION_TICKS: u64 = 1200;
-/// Batches of the ring that may hold up the loop while a rotation is settled; the rest waits for the next turn.
-const SETTLE: usize = 256;
+/// Slices of the ring that may hold up the loop while a rotation is settled; the rest waits for the next turn.
+const SETTLE: usize = 20;
 /// Events that a follower of the control socket may lag behind.
 const FOLLOW: usize = 8192;
 
@@ -176,7 +176,11 @@ impl Daemon {
                 }
                 Some(()) = changes.recv() => self.reload("change"),
                 Some((request, reply)) = requests.recv() => self.answer(request, reply),
-                _ = ticks.tick() => self.tick(),
+                _ = ticks.tick() => {
+                    self.tick();
+                    // Should a wake-up ever be lost, it costs half a second and not the enforcement.
+                    self.drain(ring.get_mut());
+                }
                 ready = ring.readable_mut() => {
                     let mut ready = ready.map_err(|source| DaemonError::Io { what: "cannot wait for the ring", source })?;
                     if self.drain(ready.get_inner_mut()) {

@@ -1,5 +1,8 @@
 //! Answers to the control socket.
 
+use std::collections::BTreeMap;
+
+use enforcer_common::answer::Outcome;
 use enforcer_common::counter::Counter;
 use enforcer_common::limits::ADDRESSES;
 use enforcer_common::verdict::FOREVER;
@@ -92,6 +95,9 @@ fn dns(daemon: &Daemon) -> DnsStatus {
     let table = daemon.state.table();
     DnsStatus {
         answers: counts.answers,
+        matched: daemon.installer.count(Counter::AnswersMatched),
+        late: late(daemon),
+        dropped: daemon.installer.count(Counter::AnswersDropped),
         unparsed: counts.unparsed,
         truncated: counts.truncated,
         streams_lost: daemon.state.streams_lost(),
@@ -99,6 +105,29 @@ fn dns(daemon: &Daemon) -> DnsStatus {
         capacity: enforcer_common::limits::TABLE_BINDINGS,
         evicted: table.evicted,
         refused_bindings: counts.refused,
+    }
+}
+
+/// Answers that the kernel left to the daemon, by reason.
+fn late(daemon: &Daemon) -> BTreeMap<String, u64> {
+    let late = Outcome::ALL.into_iter().filter(|outcome| outcome.is_late());
+    let counted = late.map(|outcome| (outcome_name(outcome).to_owned(), daemon.installer.outcome(outcome)));
+    counted.filter(|(_, count)| *count > 0).collect()
+}
+
+fn outcome_name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Decided => "decided",
+        Outcome::NotAnAnswer => "not_an_answer",
+        Outcome::Malformed => "malformed",
+        Outcome::Long => "long",
+        Outcome::Segmented => "segmented",
+        Outcome::Crowded => "crowded",
+        Outcome::OddName => "odd_name",
+        Outcome::LongChain => "long_chain",
+        Outcome::Disordered => "disordered",
+        Outcome::NoTables => "no_tables",
+        Outcome::Unread => "unread",
     }
 }
 
@@ -120,6 +149,14 @@ fn warnings(status: &Status, problems: &[String]) -> Vec<String> {
         format!(
             "{} events were lost because the ring was full. Verdicts are not affected",
             counters.lost_events
+        ),
+    );
+    warn(
+        dns.dropped > 0,
+        format!(
+            "{} DNS answers were not delivered because their addresses could not be denied: the map is full. \
+             Remove patterns that match much",
+            dns.dropped
         ),
     );
     warn(

@@ -12,7 +12,7 @@ use enforcer_tests::client::way;
 use enforcer_tests::daemon::{Setup, connect, deny};
 use enforcer_tests::harness::{Test, test};
 use enforcer_tests::network::RESOLVER_V4;
-use enforcer_tests::resolver::Resolver;
+use enforcer_tests::resolver::{Resolver, query};
 use enforcer_tests::server::Server;
 use enforcer_tests::wait;
 
@@ -106,13 +106,13 @@ fn names() -> Result<()> {
     let _resolver = Resolver::start(&records, &[])?;
     let setup = Setup::new("")?;
     let daemon = setup.start()?;
-    let query = UdpSocket::bind("0.0.0.0:0")?;
-    query.connect((RESOLVER_V4, 53))?;
-    query.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.connect((RESOLVER_V4, 53))?;
+    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut reply = [0; 512];
-    for (n, (name, ip)) in hosts.iter().enumerate() {
-        query.send(&question(n as u16, name))?;
-        query.recv(&mut reply).with_context(|| format!("no answer for {name}"))?;
+    for (name, ip) in &hosts {
+        socket.send(&query(name))?;
+        socket.recv(&mut reply).with_context(|| format!("no answer for {name}"))?;
         UdpSocket::bind("0.0.0.0:0")?.connect((*ip, 9))?;
     }
     daemon.stop()?;
@@ -154,16 +154,4 @@ fn lost() -> Result<()> {
     ensure!(gaps > 0, "the ring held everything: this tests nothing");
     ensure!(seen + gaps + sinks_lost == SENT, "{seen} + {gaps} != {SENT}");
     Ok(())
-}
-
-/// A DNS query for an IPv4 address.
-fn question(id: u16, name: &str) -> Vec<u8> {
-    let mut bytes = id.to_be_bytes().to_vec();
-    bytes.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
-    for label in name.split('.') {
-        bytes.push(label.len() as u8);
-        bytes.extend(label.as_bytes());
-    }
-    bytes.extend([0, 0, 1, 0, 1]);
-    bytes
 }

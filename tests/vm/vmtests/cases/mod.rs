@@ -3,6 +3,7 @@
 mod clients;
 mod events;
 mod life;
+mod race;
 mod reload;
 mod smoke;
 mod ways;
@@ -24,7 +25,7 @@ pub(crate) fn all() -> Vec<Test> {
     if command_line.split_whitespace().any(|word| word == WITHOUT_BPF) {
         return without_bpf::tests();
     }
-    [smoke::tests(), ways::tests(), clients::tests(), life::tests(), reload::tests(), events::tests()].concat()
+    [smoke::tests(), ways::tests(), clients::tests(), life::tests(), reload::tests(), race::tests(), events::tests()].concat()
 }
 
 pub(crate) const BAD: &str = "bad.example";
