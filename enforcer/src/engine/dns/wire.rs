@@ -114,7 +114,10 @@ impl<'a> Records<'a> {
         Ok(records)
     }
 
-    fn take_internet(&mut self, record: &ParsedRecord<'a, [u8]>) -> Result<(), domain::base::wire::ParseError> {
+    fn take_internet(
+        &mut self,
+        record: &ParsedRecord<'a, [u8]>,
+    ) -> Result<(), domain::base::wire::ParseError> {
         if record.class() == Class::IN { self.take(record) } else { Ok(()) }
     }
 

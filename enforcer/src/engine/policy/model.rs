@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use enforcer_common::verdict::{CANARY_RULE, NO_RULE};
 use enforcer_common::RuleId;
+use enforcer_common::verdict::{CANARY_RULE, NO_RULE};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 

@@ -56,7 +56,8 @@ fn python() -> Result<()> {
     setup.write_policy("deny.toml", &deny(BAD))?;
     let _daemon = setup.start()?;
     learn(&setup, BAD, BAD_V4)?;
-    let script = format!("import socket; socket.create_connection(('{BAD_V4}', {}), timeout=5)", server.port());
+    let script =
+        format!("import socket; socket.create_connection(('{BAD_V4}', {}), timeout=5)", server.port());
     let output = Command::new("python3").args(["-c", &script]).output()?;
     let words = String::from_utf8_lossy(&output.stderr);
     ensure!(words.contains("PermissionError: [Errno 1]"), "{words}");

@@ -47,7 +47,10 @@ fn fields() -> Result<()> {
     let words = String::from_utf8_lossy(&output.stdout);
     let (pid, ppid) = words.trim().split_once(' ').with_context(|| format!("python: {output:?} {words}"))?;
     let event = setup.event("python's connect", |event| event.uid == 12345)?;
-    ensure!(event.pid.to_string() == pid && event.tid == event.pid && event.ppid.to_string() == ppid, "{event:?}");
+    ensure!(
+        event.pid.to_string() == pid && event.tid == event.pid && event.ppid.to_string() == ppid,
+        "{event:?}"
+    );
     ensure!(event.gid == 54321 && event.comm == "python3" && event.protocol == "tcp", "{event:?}");
     ensure!(event.src_ip == Some("10.99.0.1".parse()?) && event.src_port == 4321, "{event:?}");
     ensure!(event.dst_ip == BAD_V4 && event.dst_port == server.port() && event.results == [BAD], "{event:?}");
@@ -125,7 +128,13 @@ fn names() -> Result<()> {
     });
     let gaps = events.iter().filter(|event| matches!(event, Event::Gap(_))).count();
     println!("{} events with the name, {} without, {gaps} gaps", right.len(), wrong.len());
-    ensure!(right.len() == TRIES as usize && wrong.is_empty(), "{} right, {} wrong: {:?}", right.len(), wrong.len(), wrong.first());
+    ensure!(
+        right.len() == TRIES as usize && wrong.is_empty(),
+        "{} right, {} wrong: {:?}",
+        right.len(),
+        wrong.len(),
+        wrong.first()
+    );
     Ok(())
 }
 
@@ -147,7 +156,8 @@ fn lost() -> Result<()> {
     daemon.stop()?;
     let events = setup.events()?;
     let seen = events.iter().filter_map(connect).filter(|event| event.dst_port == 7).count() as u64;
-    let gaps: u64 = events.iter().map(|event| if let Event::Gap(gap) = event { gap.lost_events } else { 0 }).sum();
+    let gaps: u64 =
+        events.iter().map(|event| if let Event::Gap(gap) = event { gap.lost_events } else { 0 }).sum();
     let sinks_lost = 0;
     println!("{seen} seen, {gaps} lost, {SENT} sent");
     std::io::stdout().flush()?;

@@ -25,7 +25,16 @@ pub(crate) fn all() -> Vec<Test> {
     if command_line.split_whitespace().any(|word| word == WITHOUT_BPF) {
         return without_bpf::tests();
     }
-    [smoke::tests(), ways::tests(), clients::tests(), life::tests(), reload::tests(), race::tests(), events::tests()].concat()
+    [
+        smoke::tests(),
+        ways::tests(),
+        clients::tests(),
+        life::tests(),
+        reload::tests(),
+        race::tests(),
+        events::tests(),
+    ]
+    .concat()
 }
 
 pub(crate) const BAD: &str = "bad.example";

@@ -30,7 +30,8 @@ fn by_cgroup() -> Result<()> {
 }
 
 fn race(settings: &str) -> Result<()> {
-    let kinds = ["running.tracker.example", "ads-stopped.example", "killed.tracker.example", "innocent.example"];
+    let kinds =
+        ["running.tracker.example", "ads-stopped.example", "killed.tracker.example", "innocent.example"];
     let first = u32::from(Ipv4Addr::new(198, 18, 0, 1));
     let hosts: Vec<(String, IpAddr)> = (0..)
         .zip(kinds)
@@ -54,8 +55,13 @@ fn race(settings: &str) -> Result<()> {
     daemon.kill()?;
     let killed = through()?;
     let innocent = through()?;
-    println!("got through of {TRIES}: {running} running, {stopped} stopped, {killed} killed; innocent {innocent}");
-    ensure!((running, stopped, killed) == (0, 0, 0), "{running} {stopped} {killed} got through of {TRIES} each");
+    println!(
+        "got through of {TRIES}: {running} running, {stopped} stopped, {killed} killed; innocent {innocent}"
+    );
+    ensure!(
+        (running, stopped, killed) == (0, 0, 0),
+        "{running} {stopped} {killed} got through of {TRIES} each"
+    );
     ensure!(innocent == TRIES, "{innocent} innocent connects of {TRIES} got through: this tests nothing");
     ensure!(before.matched >= u64::from(TRIES) && before.late.is_empty(), "{before:?}");
     Ok(())
