@@ -7,7 +7,17 @@ use anyhow::{Result, bail};
 const POLL: Duration = Duration::from_millis(10);
 
 /// Asks until there is an answer. The error says what was waited for and, if it is told, what was seen last.
-pub fn until<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn until<T>(what: &str, patience: Duration, ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    until_every(POLL, what, patience, ask)
+}
+
+/// The same for questions that are work for those who are waited for.
+pub fn until_every<T>(
+    interval: Duration,
+    what: &str,
+    patience: Duration,
+    mut ask: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let start = now();
     loop {
         let seen = match ask() {
@@ -21,7 +31,7 @@ pub fn until<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Result<
                 None => bail!("waited {patience:?} for {what}"),
             }
         }
-        std::thread::sleep(POLL);
+        std::thread::sleep(interval);
     }
 }
 

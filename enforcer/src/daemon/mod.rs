@@ -185,6 +185,9 @@ impl Daemon {
                     let mut ready = ready.map_err(|source| DaemonError::Io { what: "cannot wait for the ring", source })?;
                     if self.drain(ready.get_inner_mut()) {
                         ready.clear_ready();
+                    } else {
+                        // A branch that is always ready never lets the control socket's tasks run.
+                        tokio::task::yield_now().await;
                     }
                 }
             }

@@ -26,7 +26,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("event_volume_is_as_configured", volume),
         test("event_of_a_hostile_process_name_is_escaped", hostile_comm),
         test("event_carries_the_name_10000_times", names).patient(600),
-        test("events_lost_are_counted", lost).patient(300),
+        test("events_lost_are_counted", lost).patient(600),
     ]
 }
 
@@ -149,7 +149,7 @@ fn lost() -> Result<()> {
         socket.connect("203.0.113.77:7")?;
     }
     daemon.signal(rustix::process::Signal::CONT)?;
-    wait::until("the daemon to catch up", Duration::from_secs(120), || {
+    wait::until_every(Duration::from_secs(5), "the daemon to catch up", Duration::from_secs(400), || {
         let counters = setup.status()?.counters;
         Ok((counters.events + counters.lost_events >= SENT).then_some(()))
     })?;
@@ -158,10 +158,9 @@ fn lost() -> Result<()> {
     let seen = events.iter().filter_map(connect).filter(|event| event.dst_port == 7).count() as u64;
     let gaps: u64 =
         events.iter().map(|event| if let Event::Gap(gap) = event { gap.lost_events } else { 0 }).sum();
-    let sinks_lost = 0;
     println!("{seen} seen, {gaps} lost, {SENT} sent");
     std::io::stdout().flush()?;
     ensure!(gaps > 0, "the ring held everything: this tests nothing");
-    ensure!(seen + gaps + sinks_lost == SENT, "{seen} + {gaps} != {SENT}");
+    ensure!(seen + gaps == SENT, "{seen} + {gaps} != {SENT}");
     Ok(())
 }
