@@ -105,19 +105,6 @@ impl Match {
         }
     }
 
-    /// Where `self` has a rule that one stands, else the other's.
-    #[inline(always)]
-    pub const fn or(self, other: Self) -> Self {
-        const fn first(a: Placed, b: Placed) -> Placed {
-            if a == NOBODY { b } else { a }
-        }
-        Self {
-            allow: first(self.allow, other.allow),
-            deny: first(self.deny, other.deny),
-            audit: first(self.audit, other.audit),
-        }
-    }
-
     #[inline(always)]
     pub const fn is_none(&self) -> bool {
         self.allow & self.deny & self.audit == NOBODY
@@ -407,11 +394,10 @@ mod tests {
     }
 
     #[test]
-    fn the_least_place_wins_within_a_name_and_the_first_name_within_an_answer() {
+    fn the_least_place_wins() {
         let a = Match { deny: placed(3, 30), ..Match::NONE };
         let b = Match { deny: placed(1, 10), audit: placed(2, 20), ..Match::NONE };
         assert_eq!(a.merge(b), b);
-        assert_eq!(a.or(b), Match { audit: placed(2, 20), ..a });
         assert_eq!((rule(a.deny), rule(a.allow)), (30, NO_RULE));
         assert!(Match::NONE.is_none() && !a.is_none());
     }

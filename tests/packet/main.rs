@@ -304,7 +304,7 @@ fn made() -> Vec<Row> {
         ("other class", asked("denied.example").record("denied.example", A, 3, 60, &v4(1)), Decided, 0),
         ("other type", asked("denied.example").record("denied.example", 16, 1, 60, b"\x04text"), Decided, 0),
         ("no records", asked("denied.example"), Decided, 0),
-        ("truncated", asked("denied.example").a("denied.example", 60, v4(1)).set(2, 0x83), Decided, 0),
+        ("truncated", asked("denied.example").a("denied.example", 60, v4(1)).set(2, 0x83), Decided, 1),
         ("query", asked("denied.example").a("denied.example", 60, v4(1)).set(2, 1), NotAnAnswer, 0),
         ("update", asked("denied.example").a("denied.example", 60, v4(1)).set(2, 0xa8), NotAnAnswer, 0),
         ("two questions", asked("denied.example").a("denied.example", 60, v4(1)).set(5, 2), NotAnAnswer, 0),

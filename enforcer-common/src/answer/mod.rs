@@ -90,7 +90,7 @@ pub struct Scratch {
     /// Bytes of `message` that belong to it.
     pub len: u32,
     pub name: Name,
-    /// Of the names so far. The asked name speaks before its aliases.
+    /// Of the names so far: the first rule of each action, whichever name it names.
     claimed: Match,
     outcome: u32,
     reader: reader::State,
@@ -230,10 +230,6 @@ fn message<T: Tables>(walk: &mut Walk<'_, T>) -> Result<(), Refused> {
     if end + 4 > scratch.len || scratch.u16(end + 2) != INTERNET || scratch.name.len == 0 {
         return Err(NOT);
     }
-    if flags & TRUNCATED != 0 {
-        // It is asked again over TCP.
-        return Ok(());
-    }
     scratch.records.begin(end + 4, scratch.reader.identity);
     if answers > RECORDS {
         walk.scratch.late(Outcome::Crowded);
@@ -241,7 +237,15 @@ fn message<T: Tables>(walk: &mut Walk<'_, T>) -> Result<(), Refused> {
     let most = if answers > RECORDS { RECORDS } else { answers };
     // The first turn is the question's.
     T::repeat::<Record, _>(most + 1, walk);
-    if walk.scratch.records.broken() { Err(Refused(Outcome::Malformed)) } else { Ok(()) }
+    if !walk.scratch.records.broken() {
+        return Ok(());
+    }
+    if flags & TRUNCATED == 0 {
+        return Err(Refused(Outcome::Malformed));
+    }
+    // Cut within a record. Most clients ask again over TCP, but some use what is there.
+    walk.scratch.late(Outcome::Crowded);
+    Ok(())
 }
 
 impl<T: Tables> Walk<'_, T> {
@@ -253,6 +257,6 @@ impl<T: Tables> Walk<'_, T> {
             self.scratch.late(Outcome::OddName);
         }
         match_name(self, odd);
-        self.scratch.claimed = self.scratch.claimed.or(self.scratch.name.matched);
+        self.scratch.claimed = self.scratch.claimed.merge(self.scratch.name.matched);
     }
 }

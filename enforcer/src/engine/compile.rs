@@ -90,7 +90,8 @@ impl From<IpNetwork> for Network {
 
 impl Matcher for Compiled {
     fn entry(&self, chain: &[Name], until: BootNanos) -> Entry {
-        chain.iter().fold(Claims::NONE, |claims, name| claims.or(self.claims(name))).entry(until)
+        let first = chain.iter().fold(First::NONE, |first, name| first.or(self.first(name)));
+        self.by_name(first).entry(until)
     }
 
     fn knows(&self, rule: RuleId) -> bool {
@@ -180,6 +181,10 @@ impl Compiled {
 
     /// The rules that name this host. Within one action the first rule of the set.
     pub fn claims(&self, name: &Name) -> Claims {
+        self.by_name(self.first(name))
+    }
+
+    fn first(&self, name: &Name) -> First {
         let name = name.as_str();
         let mut first = self.domains.get(name).map_or(First::NONE, |domain| domain.itself);
         for (dot, _) in name.match_indices('.') {
@@ -190,7 +195,7 @@ impl Compiled {
         for glob in self.globs.matches(name) {
             first = first.or(self.glob_rules[glob]);
         }
-        self.by_name(first)
+        first
     }
 
     /// What the trie holds: each network with its own claims and those of every network around it, because
