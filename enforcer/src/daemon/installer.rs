@@ -13,8 +13,8 @@ use crate::engine::plan::Step;
 use crate::engine::state::{NeverDeny, State};
 use crate::engine::tables::Tables;
 use crate::sys::bpf::{BpfError, Kernel};
-use crate::sys::clock;
 use crate::sys::log::RateLimit;
+use crate::sys::{canary, clock};
 
 static FAILURES: RateLimit = RateLimit::new(Duration::from_secs(10));
 
@@ -146,7 +146,7 @@ impl Installer {
     }
 
     pub(super) fn release(self) -> Result<(), BpfError> {
-        self.kernel.release()
+        canary::release_kernel(self.kernel, clock::boot_ns())
     }
 }
 

@@ -36,6 +36,8 @@ use start::Started;
 /// clock. However slow the machine, `enforcer status` is answered and a signal is heard.
 const SLICE: u64 = 10_000_000;
 const BATCH: usize = 32;
+/// For a backlog when the daemon is stopped: below the 90 s after which systemd kills.
+const STOP_PATIENCE: u64 = 20_000_000_000;
 const TICK: Duration = Duration::from_millis(500);
 /// Ticks between two looks at the host's own addresses, and between two canaries.
 const HOST_TICKS: u64 = 10;
@@ -168,8 +170,8 @@ impl Daemon {
         loop {
             self.settle(ring.get_mut());
             tokio::select! {
-                _ = term.recv() => return Ok(()),
-                _ = int.recv() => return Ok(()),
+                _ = term.recv() => break,
+                _ = int.recv() => break,
                 _ = hup.recv() => {
                     self.sinks.reopen();
                     self.reload("SIGHUP");
@@ -190,6 +192,21 @@ impl Daemon {
                         tokio::task::yield_now().await;
                     }
                 }
+            }
+        }
+        self.drain_rest(ring.get_mut());
+        Ok(())
+    }
+
+    /// Handles what happened before the stop: the ring goes with the programs.
+    fn drain_rest(&mut self, ring: &mut Ring) {
+        let end = clock::boot_ns() + STOP_PATIENCE;
+        while !self.drain(ring) {
+            if clock::boot_ns() > end {
+                warn!(
+                    "stopping with a backlog of events, which are lost: the ring fills faster than it is read"
+                );
+                return;
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use enforcer_common::verdict::{BootNanos, CANARY_RULE};
 use enforcer_common::{Claim, Entry};
@@ -23,6 +24,10 @@ const PORT: u16 = 9;
 
 /// How long the canaries stay denied if the daemon dies before it removes them.
 const SECONDS: BootNanos = 10_000_000_000;
+
+/// For the kernel to detach what is no longer pinned: a second at most.
+const DETACH_POLL: Duration = Duration::from_millis(5);
+const DETACH_POLLS: u32 = 200;
 
 /// What became of the canaries.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +60,20 @@ pub fn release_and_watch(kernel: &mut Kernel, now: BootNanos) -> Canary {
         let _ = kernel.remove_address(canonical(canary));
     }
     outcome.err().unwrap_or(Canary::Refused)
+}
+
+/// Detaches everything and waits until it really is: the kernel drops links some time after their last pin.
+pub fn release_kernel(mut kernel: Kernel, now: BootNanos) -> Result<(), BpfError> {
+    let entry = Entry { deny: Claim::new(CANARY_RULE, now.saturating_add(SECONDS)), ..Entry::NONE };
+    let told = put(&mut kernel, entry);
+    kernel.release()?;
+    for _ in 0..DETACH_POLLS {
+        if told.is_err() || try_all().is_err() {
+            break;
+        }
+        std::thread::sleep(DETACH_POLL);
+    }
+    Ok(())
 }
 
 fn put(kernel: &mut Kernel, entry: Entry) -> Result<(), BpfError> {

@@ -32,6 +32,8 @@ def base(kernel, cmdline, initramfs):
     # More than one emulated CPU hangs and crashes guests; so does multi-threaded emulation.
     accel = ["-accel", "kvm", "-cpu", "host"] if kvm_works(kernel) else ["-accel", "tcg,thread=single", "-cpu", "max,la57=off"]
     return [
+        # A lab that is killed takes its machines with it.
+        "setpriv", "--pdeathsig", "KILL", "--",
         "qemu-system-x86_64", *accel, "-smp", "1", "-m", MEMORY, "-nodefaults", "-no-user-config", "-display", "none",
         "-no-reboot", "-kernel", str(kernel.image), "-initrd", str(initramfs), "-append", cmdline,
     ]  # fmt: skip
