@@ -25,9 +25,9 @@ const PORT: u16 = 9;
 /// How long the canaries stay denied if the daemon dies before it removes them.
 const SECONDS: BootNanos = 10_000_000_000;
 
-/// For the kernel to detach what is no longer pinned: a second at most.
+/// For the kernel to detach what is no longer pinned: five seconds at most.
 const DETACH_POLL: Duration = Duration::from_millis(5);
-const DETACH_POLLS: u32 = 200;
+const DETACH_POLLS: u32 = 1000;
 
 /// What became of the canaries.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,14 +66,16 @@ pub fn release_and_watch(kernel: &mut Kernel, now: BootNanos) -> Canary {
 pub fn release_kernel(mut kernel: Kernel, now: BootNanos) -> Result<(), BpfError> {
     let entry = Entry { deny: Claim::new(CANARY_RULE, now.saturating_add(SECONDS)), ..Entry::NONE };
     let told = put(&mut kernel, entry);
-    kernel.release()?;
-    for _ in 0..DETACH_POLLS {
-        if told.is_err() || try_all().is_err() {
-            break;
-        }
+    // The maps later: freeing them is work that the detaching would wait behind.
+    kernel.detach()?;
+    let refused = |_| {
         std::thread::sleep(DETACH_POLL);
+        told.is_ok() && try_all().is_ok()
+    };
+    if (0..DETACH_POLLS).all(refused) {
+        tracing::warn!("the kernel has not detached the hooks yet: connects may be refused for a while");
     }
-    Ok(())
+    kernel.release()
 }
 
 fn put(kernel: &mut Kernel, entry: Entry) -> Result<(), BpfError> {

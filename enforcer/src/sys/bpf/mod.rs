@@ -202,6 +202,11 @@ impl Kernel {
         Ok(per_cpu.iter().sum())
     }
 
+    /// Lets go of every hook. The kernel detaches them in its own time: see `canary::release_kernel`.
+    pub fn detach(&self) -> Result<(), BpfError> {
+        remove_links_except(&self.pin, &[])
+    }
+
     /// Detaches everything and forgets what was pinned: nothing is enforced afterwards.
     pub fn release(self) -> Result<(), BpfError> {
         let entries =
