@@ -118,6 +118,7 @@ fn names() -> Result<()> {
         socket.recv(&mut reply).with_context(|| format!("no answer for {name}"))?;
         UdpSocket::bind("0.0.0.0:0")?.connect((*ip, 9))?;
     }
+    caught_up(&setup, u64::from(TRIES))?;
     daemon.stop()?;
     let events = setup.events()?;
     let named = events.iter().filter_map(connect).filter(|event| event.dst_port == 9);
@@ -149,10 +150,7 @@ fn lost() -> Result<()> {
         socket.connect("203.0.113.77:7")?;
     }
     daemon.signal(rustix::process::Signal::CONT)?;
-    wait::until_every(Duration::from_secs(5), "the daemon to catch up", Duration::from_secs(400), || {
-        let counters = setup.status()?.counters;
-        Ok((counters.events + counters.lost_events >= SENT).then_some(()))
-    })?;
+    caught_up(&setup, SENT)?;
     daemon.stop()?;
     let events = setup.events()?;
     let seen = events.iter().filter_map(connect).filter(|event| event.dst_port == 7).count() as u64;
@@ -163,4 +161,13 @@ fn lost() -> Result<()> {
     ensure!(gaps > 0, "the ring held everything: this tests nothing");
     ensure!(seen + gaps == SENT, "{seen} + {gaps} != {SENT}");
     Ok(())
+}
+
+/// Waits until the daemon has told, or counted as lost, so many events. Asks seldom: each question is work for an
+/// emulated machine with one CPU.
+fn caught_up(setup: &Setup, events: u64) -> Result<()> {
+    wait::until_every(Duration::from_secs(5), "the daemon to catch up", Duration::from_secs(400), || {
+        let counters = setup.status()?.counters;
+        Ok((counters.events + counters.lost_events >= events).then_some(()))
+    })
 }
