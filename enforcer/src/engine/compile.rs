@@ -25,16 +25,6 @@ pub struct Claims {
 impl Claims {
     pub const NONE: Self = Self { allow: NO_RULE, deny: NO_RULE, audit: NO_RULE };
 
-    /// Both claims together; where both have a rule, that of `self` stands.
-    pub fn or(self, other: Self) -> Self {
-        let first = |a, b| if a == NO_RULE { b } else { a };
-        Self {
-            allow: first(self.allow, other.allow),
-            deny: first(self.deny, other.deny),
-            audit: first(self.audit, other.audit),
-        }
-    }
-
     pub fn is_none(self) -> bool {
         self == Self::NONE
     }
@@ -302,6 +292,19 @@ mod tests {
 
     use super::super::policy::{Origin, rule_id};
     use super::*;
+
+    /// What the oracles join claims with.
+    impl Claims {
+        /// Both claims together; where both have a rule, that of `self` stands.
+        fn or(self, other: Self) -> Self {
+            let first = |a, b| if a == NO_RULE { b } else { a };
+            Self {
+                allow: first(self.allow, other.allow),
+                deny: first(self.deny, other.deny),
+                audit: first(self.audit, other.audit),
+            }
+        }
+    }
 
     fn rule(name: &str, action: Action, hosts: &[&str], networks: &[&str]) -> Rule {
         Rule {
