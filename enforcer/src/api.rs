@@ -63,7 +63,17 @@ pub struct PolicyStatus {
     pub directory: String,
     pub files: usize,
     pub rules: usize,
+    /// Host patterns, as rules and their lists write them.
     pub patterns: usize,
+    /// Different domains in the kernel's table.
+    pub names: usize,
+    /// Globs that are matched in the kernel, and the states of their automata.
+    pub globs: usize,
+    pub states: usize,
+    /// Globs for which the kernel has no room: matched after the answer was delivered.
+    pub late_globs: usize,
+    /// Lines of lists that are no patterns.
+    pub skipped_lines: u64,
     pub networks: usize,
     pub loads: u64,
     pub failed_loads: u64,

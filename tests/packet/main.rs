@@ -83,10 +83,10 @@ fn main() {
     let mut subject = Subject::load();
     println!("packet: dns_ingress verified_insns={}", subject.verified_instructions());
     let rules = Rules::new(POLICY);
-    assert!(rules.tables.late.is_empty());
-    println!("packet: {} states, {} words", rules.tables.states, rules.tables.automata.len() * 16);
+    assert!(rules.tables().late.is_empty());
+    println!("packet: {} states, {} words", rules.tables().states, rules.tables().automata.len() * 16);
     no_tables(&mut subject);
-    subject.answers.install(&rules.tables).unwrap();
+    subject.answers.install(rules.tables()).unwrap();
     rows(&mut subject, &rules);
     protection(&mut subject, &rules);
     swaps(&mut subject, &rules);
@@ -392,7 +392,7 @@ fn swaps(subject: &mut Subject, rules: &Rules) {
     let other = Rules::new("[[rule]]\nname = \"x\"\naction = \"deny\"\nhosts = [\"other.example\"]");
     for turn in 0..4 {
         let (rules, denied) = if turn % 2 == 0 { (&other, 0) } else { (rules, 1) };
-        subject.answers.install(&rules.tables).unwrap();
+        subject.answers.install(rules.tables()).unwrap();
         assert_eq!(subject.run(&frame).entered.len(), denied, "turn {turn}");
     }
     // What was entered stays until it is discarded, through a rotation.

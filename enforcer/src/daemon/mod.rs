@@ -77,7 +77,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     let listener = control::bind(&config.socket)?;
     let sinks = Sinks::start(&config.sinks_or_default(crate::sys::log::connected_to_journal()))
         .map_err(DaemonError::Start)?;
-    let changes = policy_dir::watch(&config.policies).map_err(DaemonError::Watch)?;
+    let (changes, lists) = policy_dir::watch(&config.policies).map_err(DaemonError::Watch)?;
     let Started { kernel, ring, enforcement, cgroup } = start::start(&config)?;
     // SAFETY: the ring owns its descriptor, and neither closes nor changes it before it is dropped.
     let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
@@ -91,7 +91,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     let mut daemon = Daemon {
         state: start::state(&config)?,
         installer: Installer::new(kernel)?,
-        policies: Policies::new(config.policies.clone()),
+        policies: Policies::new(config.policies.clone(), lists),
         processes: Processes::new(cgroup),
         sinks,
         followers,
@@ -273,11 +273,11 @@ impl Daemon {
     }
 
     fn reload(&mut self, why: &str) {
-        let Some((compiled, tables)) = self.policies.load(why) else { return };
+        let Some(compiled) = self.policies.load(why) else { return };
         // Networks first: they need no answer, and what both sets share is never taken away.
         let old = self.installer.put_networks(compiled.networks());
         // Then new answers, then those already seen. What the old rules entered goes last (`settle`).
-        self.retired |= self.installer.install(&tables);
+        self.retired |= self.installer.install(compiled.tables());
         let steps = self.state.set_policy(compiled, clock::boot_ns());
         self.installer.apply(steps, &mut self.state);
         self.installer.remove_networks(old);
