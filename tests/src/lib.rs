@@ -7,4 +7,5 @@ pub mod kernel_log;
 pub mod network;
 pub mod resolver;
 pub mod server;
+pub mod servers;
 pub mod wait;
