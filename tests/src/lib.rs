@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod daemon;
+pub mod fixtures;
 pub mod harness;
 pub mod kernel_log;
 pub mod network;

@@ -25,11 +25,13 @@ pub enum Server {
     /// The authority itself, across the veth.
     Knot,
     Dnsmasq,
-    /// With minimal responses.
+    /// Passes full answers on: with the zone's name servers and their addresses.
+    DnsmasqFull,
     Unbound,
-    /// With full responses.
+    /// `minimal-responses: no`, which adds nothing to these answers: unbound scrubs what it was not asked.
     UnboundFull,
     Bind,
+    /// Gives full answers.
     BindFull,
     KnotResolver,
     /// systemd-resolved: its stub, and what nss-resolve talks to.
@@ -61,7 +63,7 @@ impl Server {
     pub fn version(self) -> Result<String> {
         let package = match self {
             Self::Knot => "knot",
-            Self::Dnsmasq => "dnsmasq-base",
+            Self::Dnsmasq | Self::DnsmasqFull => "dnsmasq-base",
             Self::Unbound | Self::UnboundFull => "unbound",
             Self::Bind | Self::BindFull => "bind9",
             Self::KnotResolver => "knot-resolver",
@@ -84,7 +86,7 @@ impl Server {
     fn command(self) -> Result<Option<Command>> {
         let (program, arguments) = match self {
             Self::Knot => return Ok(None),
-            Self::Dnsmasq => ("dnsmasq", dnsmasq()),
+            Self::Dnsmasq | Self::DnsmasqFull => ("dnsmasq", dnsmasq()),
             Self::Unbound => ("unbound", vec!["-d".into(), "-c".into(), unbound("yes")?]),
             Self::UnboundFull => ("unbound", vec!["-d".into(), "-c".into(), unbound("no")?]),
             Self::Bind => ("named", vec!["-f".into(), "-c".into(), bind("yes")?]),
@@ -101,12 +103,37 @@ impl Server {
     }
 }
 
-/// The authority of `example.` with these records, which are written as in a zone file.
-pub fn authority(records: &str) -> Result<Running> {
+/// The authority of `example.` in front of this server, with these records, which are written as in a zone file.
+/// Knot never says more than it was asked; those that pass on full answers need one that gives them.
+pub fn authority(of: Server, records: &str) -> Result<Running> {
     let zone = format!(
         "$TTL 60\n@ SOA ns host 1 3600 600 86400 60\n@ NS ns\nns A {RESOLVER_V4}\nready A 192.0.2.1\n{records}"
     );
-    write("example.zone", &zone)?;
+    let mut command = match of {
+        Server::DnsmasqFull | Server::UnboundFull | Server::BindFull => talkative(&zone)?,
+        _ => knot(&zone)?,
+    };
+    let mut running = spawn(&mut command)?;
+    until_ready(RESOLVER_V4.into(), &mut running)?;
+    Ok(running)
+}
+
+/// bind, with the zone's name servers and their addresses in every answer.
+fn talkative(zone: &str) -> Result<Command> {
+    write("example.zone", zone)?;
+    let settings = format!(
+        "options {{ directory \"{DIRECTORY}\"; listen-on {{ {RESOLVER_V4}; }}; listen-on-v6 {{ none; }};\n\
+         recursion no; minimal-responses no; pid-file none; session-keyfile none; }};\n\
+         zone \"example\" {{ type primary; file \"example.zone\"; dnssec-policy default; inline-signing yes; }};\n\
+         controls {{ }};\n"
+    );
+    let mut command = Place::Far.command("named");
+    command.args(["-f", "-c", &write("authority.conf", &settings)?]);
+    Ok(command)
+}
+
+fn knot(zone: &str) -> Result<Command> {
+    write("example.zone", zone)?;
     let settings = format!(
         r#"
 server:
@@ -133,9 +160,8 @@ zone:
 "#
     );
     let mut command = Place::Far.command("knotd");
-    let mut running = spawn(command.arg("-c").arg(write("knot.conf", &settings)?))?;
-    until_ready(RESOLVER_V4.into(), &mut running)?;
-    Ok(running)
+    command.arg("-c").arg(write("knot.conf", &settings)?);
+    Ok(command)
 }
 
 fn dnsmasq() -> Vec<String> {

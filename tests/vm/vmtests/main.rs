@@ -1,4 +1,5 @@
-//! Runs inside the guest or container: `vmtests run [FILTER..]`, `vmtests list`, `vmtests network` (for an interactive shell).
+//! Runs inside the guest or container: `vmtests run [FILTER..]`, `vmtests list`, `vmtests network` (for an interactive shell),
+//! `vmtests record`.
 
 mod cases;
 
@@ -29,11 +30,15 @@ fn dispatch() -> Result<()> {
         "run" => run(&tests, &rest),
         "one" => one(&tests, rest.first().context("which test?")?),
         "network" => network::build(),
+        "record" => {
+            network::build()?;
+            cases::resolvers::record()
+        }
         "list" => {
             tests.iter().for_each(|test| println!("{}", test.name));
             Ok(())
         }
-        _ => bail!("usage: vmtests run [FILTER..] | one TEST | list | network"),
+        _ => bail!("usage: vmtests run [FILTER..] | one TEST | list | network | record"),
     }
 }
 

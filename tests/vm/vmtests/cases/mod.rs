@@ -5,7 +5,7 @@ mod events;
 mod life;
 mod race;
 mod reload;
-mod resolvers;
+pub(crate) mod resolvers;
 mod smoke;
 mod ways;
 mod without_bpf;

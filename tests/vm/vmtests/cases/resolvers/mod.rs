@@ -2,6 +2,7 @@
 //! the time that the client has it. The daemon is stopped meanwhile, so that only the kernel can have done it.
 
 mod asking;
+mod record;
 mod shape;
 
 use std::fs;
@@ -15,6 +16,8 @@ use enforcer_tests::server::Server as Web;
 use enforcer_tests::servers::{Server, authority};
 use rustix::process::Signal;
 
+pub(crate) use record::record;
+
 use asking::{CLIENTS, Client};
 use shape::{SHAPES, Shape};
 
@@ -22,6 +25,7 @@ pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("answers_of_knot", || outside(Server::Knot)),
         test("answers_of_dnsmasq", || outside(Server::Dnsmasq)),
+        test("answers_of_dnsmasq_in_full", || outside(Server::DnsmasqFull)),
         test("answers_of_unbound", || outside(Server::Unbound)),
         test("answers_of_unbound_in_full", || outside(Server::UnboundFull)),
         test("answers_to_unbound_with_0x20", || inside(Server::Unbound, CLIENTS)),
@@ -41,7 +45,7 @@ const CLIENTS_ONLY: &str = "clients";
 
 /// The resolver is not watched, the clients are: it is its answers that deny.
 fn outside(server: Server) -> Result<()> {
-    let _authority = authority(&shape::zone(CLIENTS))?;
+    let _authority = authority(server, &shape::zone(CLIENTS))?;
     let _resolver = server.start()?;
     let cgroup = enter_cgroup(CLIENTS_ONLY)?;
     check(server, CLIENTS, &format!("cgroup = \"{}\"", cgroup.display()))
@@ -49,7 +53,7 @@ fn outside(server: Server) -> Result<()> {
 
 /// The resolver is watched, too, as on every host: it is the authority's answers to it that deny.
 fn inside(server: Server, clients: &[Client]) -> Result<()> {
-    let _authority = authority(&shape::zone(clients))?;
+    let _authority = authority(server, &shape::zone(clients))?;
     let _resolver = server.start()?;
     check(server, clients, "")
 }
