@@ -61,6 +61,11 @@ impl Policies {
         }
     }
 
+    /// The rules of the last `load` are in force, so long after its begin.
+    pub(super) fn took(&mut self, nanoseconds: u64) {
+        self.status.load_milliseconds = nanoseconds / 1_000_000;
+    }
+
     pub(super) fn status(&self) -> PolicyStatus {
         let age = clock::boot_ns().saturating_sub(self.loaded_at) / 1_000_000_000;
         PolicyStatus { loaded_seconds_ago: age, ..self.status.clone() }

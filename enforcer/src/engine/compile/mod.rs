@@ -140,6 +140,12 @@ impl Compiled {
         globs.fold(self.tables.matches_suffixes(name), Match::merge)
     }
 
+    /// Whether only a glob that the kernel has no room for names one of these.
+    pub fn is_late(&self, chain: &[Name]) -> bool {
+        let by_kernel = |name: &Name| self.tables.matches(name).unwrap_or(Match::NONE);
+        !self.tables.late.is_empty() && chain.iter().any(|name| by_kernel(name) != self.named_by(name))
+    }
+
     /// What the kernel matches with.
     pub fn tables(&self) -> &Tables {
         &self.tables

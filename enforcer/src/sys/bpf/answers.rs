@@ -101,6 +101,12 @@ impl Answers {
         self.answered.set(retired, &self.halves[retired as usize], 0).map_err(error(ANSWERED))
     }
 
+    /// What was entered before the last `install` or `rotate`, and not discarded.
+    pub fn retired(&self) -> Result<Vec<(Addr, Entry)>, BpfError> {
+        let retired = self.control()?.answered.wrapping_add(1) & 1;
+        entries(&self.halves[retired as usize])
+    }
+
     /// Forgets what was entered before the last `install` or `rotate`.
     pub fn discard_retired(&mut self) -> Result<(), BpfError> {
         let retired = self.control()?.answered.wrapping_add(1) & 1;
@@ -111,9 +117,9 @@ impl Answers {
 
     /// Everything that was entered and not discarded; an address may come twice.
     pub fn entered(&self) -> Result<Vec<(Addr, Entry)>, BpfError> {
-        let both = self.halves.iter().flat_map(HashMap::iter);
-        both.map(|item| item.map(|(key, Wire(entry))| (Addr::from_v6(key), entry)).map_err(error(ANSWERED)))
-            .collect()
+        let [mut all, other] = [entries(&self.halves[0])?, entries(&self.halves[1])?];
+        all.extend(other);
+        Ok(all)
     }
 
     /// Addresses that no answer may deny. What is protected by both the old and the new set always is.
@@ -149,13 +155,20 @@ impl Answers {
     }
 
     fn fill(&mut self, slot: u32, tables: &Tables) -> Result<(), BpfError> {
-        let names = double::array(&tables.buckets).map_err(error(NAMES))?;
+        let names = double::array(NAMES, &tables.buckets).map_err(error(NAMES))?;
         self.names.set(slot, &names, 0).map_err(error(NAMES))?;
-        let domains = double::array(&tables.domains).map_err(error(DOMAINS))?;
+        let domains = double::array(DOMAINS, &tables.domains).map_err(error(DOMAINS))?;
         self.domains.set(slot, &domains, 0).map_err(error(DOMAINS))?;
-        let automata = double::array(&tables.automata).map_err(error(AUTOMATA))?;
+        let automata = double::array(AUTOMATA, &tables.automata).map_err(error(AUTOMATA))?;
         self.automata.set(slot, &automata, 0).map_err(error(AUTOMATA))
     }
+}
+
+fn entries(half: &Answered) -> Result<Vec<(Addr, Entry)>, BpfError> {
+    let read = |item: Result<([u8; 16], Wire<Entry>), MapError>| {
+        item.map(|(key, Wire(entry))| (Addr::from_v6(key), entry)).map_err(error(ANSWERED))
+    };
+    half.iter().map(read).collect()
 }
 
 fn error(map: &'static str) -> impl Fn(MapError) -> BpfError {

@@ -64,7 +64,7 @@ pub(super) fn answered(capacity: u32) -> Result<Answered, MapError> {
 }
 
 /// An array with these elements. A million of them by one copy, which a million calls would take half a second for.
-pub(super) fn array<T: Copy + 'static>(items: &[T]) -> Result<Array<MapData, Wire<T>>, MapError>
+pub(super) fn array<T: Copy + 'static>(name: &str, items: &[T]) -> Result<Array<MapData, Wire<T>>, MapError>
 where
     Wire<T>: Pod,
 {
@@ -73,7 +73,7 @@ where
     let count = u32::try_from(items.len()).unwrap_or(u32::MAX).max(1);
     let kind = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
     let map = aya_obj::Map::new_from_params(kind, 4, size_of::<T>() as u32, count, FILLED);
-    let map = MapData::create(map, "filled", None)?;
+    let map = MapData::create(map, name, None)?;
     let filled = fill(&map, items);
     let mut array = Array::try_from(Map::Array(map))?;
     // Where memory of a map may not be mapped (by an LSM, or a filter of system calls): element by element.

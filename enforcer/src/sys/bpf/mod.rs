@@ -239,7 +239,8 @@ impl AsRawFd for Ring {
     }
 }
 
-fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
+/// The object with this kernel's offsets, and its maps, pinned. No program is loaded yet.
+pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
     let offsets = Wire(if options.read_kernel { btf::offsets()? } else { Offsets::default() });
     let settings = Wire(Settings {
         read_kernel: options.read_kernel.into(),
