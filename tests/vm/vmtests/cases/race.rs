@@ -148,7 +148,7 @@ impl Host {
             Ipv6Addr::from(u128::from(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0)) + u128::from(n / 2))
                 .into()
         };
-        Self { name, ip, denied, tcp: n / 2 % TCP_EVERY == 0 }
+        Self { name, ip, denied, tcp: (n / 2).is_multiple_of(TCP_EVERY) }
     }
 
     fn octets(&self) -> Vec<u8> {
