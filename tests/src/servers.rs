@@ -228,7 +228,7 @@ fn until_ready(server: IpAddr, running: &mut Running) -> Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.connect((server, 53))?;
     socket.set_read_timeout(Some(REPLY_WAIT))?;
-    let ready = wait::until(&format!("the server at {server} to answer"), PATIENCE, || {
+    wait::until(&format!("the server at {server} to answer"), PATIENCE, || {
         if let Some(status) = running.0.try_wait()? {
             return Ok(Some(Err(anyhow!("the server for {server} ended with {status}"))));
         }
@@ -238,6 +238,5 @@ fn until_ready(server: IpAddr, running: &mut Running) -> Result<()> {
         let length = socket.recv(&mut reply)?;
         // No error, and an answer.
         Ok((length > 12 && reply[3] & 0x0f == 0 && reply[7] > 0).then_some(Ok(())))
-    })?;
-    ready
+    })?
 }
