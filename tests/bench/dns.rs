@@ -10,7 +10,7 @@ use enforcer_tests::daemon::Setup;
 use enforcer_tests::resolver::{Place, Resolver};
 use rustix::process::Signal;
 
-use crate::machine;
+use crate::{machine, median};
 
 const NAMES: u32 = 1000;
 /// One name in so many is denied.
@@ -65,8 +65,9 @@ pub(crate) fn run() -> Result<()> {
         }
         row(&(round + 1).to_string(), rates.map(|rate| rate.to_string()));
     }
-    let rates = columns.each_ref().map(|column| median(column, |rate| rate.queries));
-    let costs = columns.each_ref().map(|column| median(column, |rate| rate.microseconds));
+    let rates = columns.each_ref().map(|column| median(column.iter().map(|rate| rate.queries).collect()));
+    let costs =
+        columns.each_ref().map(|column| median(column.iter().map(|rate| rate.microseconds).collect()));
     row("median", [0, 1, 2].map(|n| Rate { queries: rates[n], microseconds: costs[n] }.to_string()));
     row("ratio", [0, 1, 2].map(|n| format!("{:.3} / {:.3}", rates[n] / rates[0], costs[0] / costs[n])));
     println!(
@@ -153,12 +154,6 @@ fn dnsperf(seconds: usize) -> Result<Rate> {
     ensure!(figure("Queries lost:")? <= figure("Queries sent:")? / 100.0, "more than 1 % was lost:\n{text}");
     let used = cpu_microseconds()? - before;
     Ok(Rate { queries: figure("Queries per second:")?, microseconds: used / figure("Queries completed:")? })
-}
-
-fn median(rates: &[Rate], of: fn(&Rate) -> f64) -> f64 {
-    let mut values: Vec<f64> = rates.iter().map(of).collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn setting(name: &str, default: usize) -> Result<usize> {
