@@ -7,6 +7,7 @@ mod race;
 mod reload;
 pub(crate) mod resolvers;
 mod smoke;
+mod verifier;
 mod ways;
 mod without_bpf;
 
@@ -36,6 +37,7 @@ pub(crate) fn all() -> Vec<Test> {
     }
     [
         smoke::tests(),
+        verifier::tests(),
         ways::tests(),
         clients::tests(),
         life::tests(),

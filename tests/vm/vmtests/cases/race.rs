@@ -105,7 +105,11 @@ fn control(place: Place) -> Result<()> {
     println!("measured: matched by the daemon only: {tally}");
     ensure!(tally.through > 0, "nothing got through: the race test could not fail ({tally})");
     let last = hosts.iter().rev().find(|host| host.denied).context("a denied host")?;
-    setup.until_denied(last.ip, true)
+    setup.until_denied(last.ip, true)?;
+    let (policy, dns) = setup.status().map(|status| (status.policy, status.dns))?;
+    ensure!(policy.late_globs == 1, "{policy:?}");
+    ensure!(dns.late.get("late_globs").is_some_and(|late| *late >= u64::from(tally.denied)), "{dns:?}");
+    Ok(())
 }
 
 fn tries_or(tries: u32) -> Result<u32> {
