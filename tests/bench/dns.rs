@@ -18,7 +18,7 @@ const DENIED_EVERY: u32 = 10;
 const SUFFIXES: u32 = 1000;
 const GLOBS: u32 = 20;
 const QUERIES: &str = "/run/bench-queries";
-/// If `BENCH_ROUNDS` and `BENCH_SECONDS` do not say otherwise.
+/// If `BENCH_ROUNDS` and `BENCH_SECONDS` do not say otherwise; `BENCH_SETTINGS` are more lines of enforcer.toml.
 const ROUNDS: usize = 9;
 const SECONDS: usize = 3;
 const CPU_STAT: &str = "/sys/fs/cgroup/cpu.stat";
@@ -45,14 +45,15 @@ pub(crate) fn run() -> Result<()> {
     let queries: String = records.iter().map(|(name, _)| format!("{name} A\n")).collect();
     fs::write(QUERIES, queries)?;
     let _resolver = Resolver::start_at(Place::Loopback, &records, &["--cache-size=10000"])?;
-    let setup = Setup::new("layer = \"cgroup\"")?;
+    let settings = std::env::var("BENCH_SETTINGS").unwrap_or_default();
+    let setup = Setup::new(&format!("layer = \"cgroup\"\n{settings}"))?;
     setup.write_policy("deny.toml", &policy())?;
 
     println!(
         "DNS queries a second, dnsperf through dnsmasq on loopback, {NAMES} names, 1 in {DENIED_EVERY} denied,"
     );
     println!("policy of {SUFFIXES} suffixes and {GLOBS} globs; {rounds} rounds of {seconds} s each, in turn");
-    println!("{}\n", machine::description());
+    println!("{}{}{settings}\n", machine::description(), if settings.is_empty() { "" } else { "; " });
     row("round", COLUMNS.map(|(_, name)| name.to_owned()));
     let mut columns = [const { Vec::new() }; COLUMNS.len()];
     for round in 0..rounds {
