@@ -13,7 +13,10 @@ use super::dns::table::{Table, TableConfig};
 use super::dns::wire;
 use super::name::Name;
 use super::plan::{Planner, Step, View};
-use super::record::{Connect, Event, Gap, LayerName, VerdictName, printable, protocol_name};
+use super::record::{
+    Connect, Event, Gap, LayerName, Process, VerdictName, family_name, printable, protocol_name,
+    socket_type_name,
+};
 
 const TCP: u16 = 6;
 
@@ -159,25 +162,39 @@ impl State {
     /// The event for a connect. `time`: RFC 3339.
     pub fn connect(&self, record: &ConnectRecord, facts: Facts, time: String) -> Event {
         let addr = Addr::from_v6(record.dst);
+        let results: Vec<String> = self.table.names(addr, record.time).iter().map(Name::to_string).collect();
         let connect = Connect {
             time,
+            sequence: 0,
             dst_ip: display_ip(record.dst),
             dst_port: record.dst_port,
-            results: self.table.names(addr, record.time).iter().map(Name::to_string).collect(),
+            names: Vec::new(),
+            no_dns: results.is_empty(),
+            results,
             src_ip: (record.src != [0; 16]).then(|| display_ip(record.src)),
             src_port: record.src_port,
+            family: family_name(record.family),
+            socket_type: socket_type_name(record.sock_type),
             protocol: protocol_name(record.protocol),
-            pid: record.pid,
-            tid: record.tid,
-            ppid: record.ppid,
-            uid: record.uid,
-            gid: record.gid,
-            comm: printable(until_nul(&record.comm)),
-            executable: facts.executable.map(|path| printable(path.as_bytes())),
-            cgroup: facts.cgroup.map(|path| printable(path.as_bytes())),
+            process: Process {
+                pid: record.pid,
+                tid: record.tid,
+                ppid: record.ppid,
+                process_start: (record.process_start != 0).then_some(record.process_start),
+                uid: record.uid,
+                gid: record.gid,
+                comm: printable(until_nul(&record.comm)),
+                executable: facts.executable.map(|path| printable(path.as_bytes())),
+                cgroup: facts.cgroup.map(|path| printable(path.as_bytes())),
+                ..Process::default()
+            },
             layer: layer_name(record.layer),
             verdict: verdict_name(record.verdict),
             rule: self.rule_name(record.rule).map(str::to_owned),
+            errno: None,
+            latency_ns: None,
+            count: 1,
+            window: None,
         };
         match record.sock_type {
             STREAM | SEQPACKET => Event::TcpConnect(connect),

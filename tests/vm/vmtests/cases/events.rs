@@ -46,18 +46,23 @@ fn fields() -> Result<()> {
     let output = Command::new("python3").args(["-c", &script]).output()?;
     let words = String::from_utf8_lossy(&output.stdout);
     let (pid, ppid) = words.trim().split_once(' ').with_context(|| format!("python: {output:?} {words}"))?;
-    let event = setup.event("python's connect", |event| event.uid == 12345)?;
+    let event = setup.event("python's connect", |event| event.process.uid == 12345)?;
     ensure!(
-        event.pid.to_string() == pid && event.tid == event.pid && event.ppid.to_string() == ppid,
+        event.process.pid.to_string() == pid
+            && event.process.tid == event.process.pid
+            && event.process.ppid.to_string() == ppid,
         "{event:?}"
     );
-    ensure!(event.gid == 54321 && event.comm == "python3" && event.protocol == "tcp", "{event:?}");
+    ensure!(
+        event.process.gid == 54321 && event.process.comm == "python3" && event.protocol == "tcp",
+        "{event:?}"
+    );
     ensure!(event.src_ip == Some("10.99.0.1".parse()?) && event.src_port == 4321, "{event:?}");
     ensure!(event.dst_ip == BAD_V4 && event.dst_port == server.port() && event.results == [BAD], "{event:?}");
     ensure!(event.verdict == VerdictName::Deny && event.layer == LayerName::LsmConnect, "{event:?}");
     ensure!(event.rule.as_deref() == Some("no-bad.example"), "{event:?}");
-    ensure!(event.cgroup.as_deref() == Some("/test-event_fields_are_right"), "{event:?}");
-    let executable = event.executable.as_deref().unwrap_or_default();
+    ensure!(event.process.cgroup.as_deref() == Some("/test-event_fields_are_right"), "{event:?}");
+    let executable = event.process.executable.as_deref().unwrap_or_default();
     ensure!(executable.starts_with("/usr/bin/python3"), "{event:?}");
     let found = setup.events()?.iter().any(|e| matches!(e, Event::TcpConnect(c) if *c == event));
     ensure!(found, "a TCP connect is not a net_tcp_connect");
@@ -94,7 +99,7 @@ fn hostile_comm() -> Result<()> {
                   import socket; socket.socket(type=socket.SOCK_DGRAM).connect(('203.0.113.9', 9))\n";
     Command::new("python3").args(["-c", script]).status()?;
     let event = setup.event("the connect", |event| event.dst_ip == IpAddr::from([203, 0, 113, 9]))?;
-    ensure!(event.comm == r#"a\x0a\x1b[31m"b"#, "{event:?}");
+    ensure!(event.process.comm == r#"a\x0a\x1b[31m"b"#, "{event:?}");
     let text = fs::read_to_string(setup.events_file())?;
     ensure!(!text.contains('\u{1b}'), "an escape sequence reached the file");
     Ok(())
