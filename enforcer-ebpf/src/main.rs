@@ -9,10 +9,14 @@
 
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod answer;
+mod atomic;
 mod connect;
 mod copy;
+mod draft;
+mod facts;
 mod kernel;
 mod maps;
 mod packet;

@@ -14,7 +14,7 @@ use enforcer_common::{
     name::{BLOCK, Domain, Header},
 };
 
-use crate::packet::Work;
+use crate::{atomic, draft::Draft, packet::Work};
 
 /// Canonical address → claims. Written by the daemon, read by every connect hook.
 /// Full: the daemon's insert fails, is counted and alarmed; nothing is evicted.
@@ -74,6 +74,16 @@ pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
 #[btf_map]
 pub static RING: RingBuf<[u8; 8], { limits::RING_BYTES as usize }> = RingBuf::new();
 
+/// How many records were to be reported, lost ones included. Written by every program that reports.
+#[btf_map]
+pub static SEQUENCE: Array<u64, 1> = Array::new();
+
+/// Where reports are written before they go to the ring, which takes each at its own length. Used by every program
+/// that reports. All of a CPU's in use (it was taken from so many in the middle of one): a report has no tail.
+#[btf_map]
+pub static DRAFTS: PerCpuArray<Draft, { DRAFTS_PER_CPU }> = PerCpuArray::new();
+pub const DRAFTS_PER_CPU: usize = 4;
+
 /// Written by every program, read by the daemon.
 #[btf_map]
 pub static COUNTS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
@@ -91,8 +101,8 @@ pub fn count_outcome(outcome: Outcome) {
 #[inline(always)]
 fn increment(index: u32) {
     if let Some(slot) = COUNTS.get_ptr_mut(index) {
-        // SAFETY: the slot is this CPU's own. A program that interrupts this one between the read and the
-        // write (softirq) can lose an increment; never memory safety.
-        unsafe { *slot += 1 };
+        // SAFETY: an aligned element of the map. Atomic, because a program that interrupts or displaces this one
+        // counts in the same slot.
+        unsafe { atomic::fetch_add(slot, 1) };
     }
 }

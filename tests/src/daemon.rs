@@ -139,7 +139,7 @@ impl Setup {
 pub fn connect(event: &Event) -> Option<&Connect> {
     match event {
         Event::TcpConnect(connect) | Event::UdpConnect(connect) => Some(connect),
-        Event::Gap(_) => None,
+        Event::SocketConnect(_) | Event::FlowBegin(_) | Event::Gap(_) => None,
     }
 }
 

@@ -19,6 +19,8 @@ pub const DEFAULT_PATH: &str = "/etc/enforcer/enforcer.toml";
 pub struct Config {
     pub policies: PathBuf,
     pub events: EventVolume,
+    /// Events carry the command line.
+    pub arguments: bool,
     pub layer: LayerChoice,
     pub require_lsm: bool,
     pub ttl_floor: Duration,
@@ -73,6 +75,7 @@ impl Default for Config {
         Self {
             policies: "/etc/enforcer/policies.d".into(),
             events: EventVolume::All,
+            arguments: false,
             layer: LayerChoice::Auto,
             require_lsm: false,
             ttl_floor: Duration::from_secs(60 * 60),

@@ -37,6 +37,7 @@ type Table<'a> = DeTable<'a>;
 const KEYS: &[&str] = &[
     "policies",
     "events",
+    "arguments",
     "layer",
     "require_lsm",
     "ttl_floor",
@@ -65,6 +66,7 @@ impl Reader<'_> {
             match name {
                 "policies" => put(&mut config.policies, self.path(name, value)),
                 "events" => put(&mut config.events, self.choice(name, value, EVENTS)),
+                "arguments" => put(&mut config.arguments, self.boolean(name, value)),
                 "layer" => put(&mut config.layer, self.choice(name, value, LAYERS)),
                 "require_lsm" => put(&mut config.require_lsm, self.boolean(name, value)),
                 "ttl_floor" => put(&mut config.ttl_floor, self.duration(name, value)),

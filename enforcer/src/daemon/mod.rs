@@ -92,7 +92,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         state: start::state(&config)?,
         installer: Installer::new(kernel)?,
         policies: Policies::new(config.policies.clone()),
-        processes: Processes::new(cgroup),
+        processes: Processes::new(cgroup, config.arguments),
         sinks,
         followers,
         enforcement,
@@ -228,8 +228,8 @@ impl Daemon {
                 let steps = self.state.answer(&header, payload);
                 self.installer.apply(steps, &mut self.state);
             }
-            Some(Record::Connect(record)) => {
-                let facts = self.processes.facts(record.pid, record.process_start, record.cgroup);
+            Some(Record::Connect(record, tail)) => {
+                let facts = self.processes.facts(&record, &tail);
                 let event = self.state.connect(&record, facts, clock::wall_time(record.time));
                 self.emit(event);
             }
@@ -287,6 +287,7 @@ impl Daemon {
         self.ticks += 1;
         let now = clock::boot_ns();
         if self.ticks.is_multiple_of(HOST_TICKS) {
+            self.processes.accounts.refresh();
             match host::protected() {
                 Ok(host) => {
                     if self.state.never_deny().host != host {

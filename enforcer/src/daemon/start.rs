@@ -102,6 +102,7 @@ fn attach(
             EventVolume::Denied => REPORT_DENIED,
             EventVolume::None => REPORT_NONE,
         },
+        arguments: config.arguments,
         read_kernel: !confidential(preflight),
         lifetime: Lifetime { floor: seconds(config.ttl_floor), cap: seconds(config.ttl_cap) },
     };

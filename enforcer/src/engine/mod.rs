@@ -6,6 +6,7 @@ pub mod dns;
 pub mod name;
 pub mod plan;
 pub mod policy;
+pub mod process;
 pub mod record;
 pub mod state;
 pub mod tables;

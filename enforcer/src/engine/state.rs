@@ -30,11 +30,16 @@ pub struct DnsCounts {
     pub refused: u64,
 }
 
-/// What is known about a process beside what the kernel reported.
+/// What is known about a process beside the numbers in the record. All of it escaped already.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     pub executable: Option<String>,
+    pub arguments: Option<Vec<String>>,
     pub cgroup: Option<String>,
+    pub unit: Option<String>,
+    pub container_id: Option<String>,
+    pub user: Option<String>,
+    pub group: Option<String>,
 }
 
 /// Addresses that are never denied on behalf of a name.
@@ -165,7 +170,7 @@ impl State {
         let results: Vec<String> = self.table.names(addr, record.time).iter().map(Name::to_string).collect();
         let connect = Connect {
             time,
-            sequence: 0,
+            sequence: record.sequence,
             dst_ip: display_ip(record.dst),
             dst_port: record.dst_port,
             names: Vec::new(),
@@ -176,18 +181,7 @@ impl State {
             family: family_name(record.family),
             socket_type: socket_type_name(record.sock_type),
             protocol: protocol_name(record.protocol),
-            process: Process {
-                pid: record.pid,
-                tid: record.tid,
-                ppid: record.ppid,
-                process_start: (record.process_start != 0).then_some(record.process_start),
-                uid: record.uid,
-                gid: record.gid,
-                comm: printable(until_nul(&record.comm)),
-                executable: facts.executable.map(|path| printable(path.as_bytes())),
-                cgroup: facts.cgroup.map(|path| printable(path.as_bytes())),
-                ..Process::default()
-            },
+            process: process(record, facts),
             layer: layer_name(record.layer),
             verdict: verdict_name(record.verdict),
             rule: self.rule_name(record.rule).map(str::to_owned),
@@ -252,6 +246,30 @@ impl State {
 
     pub fn streams_lost(&self) -> u64 {
         self.streams.lost
+    }
+}
+
+fn process(record: &ConnectRecord, facts: Facts) -> Process {
+    let known = |start: u64| (start != 0).then_some(start);
+    Process {
+        pid: record.pid,
+        tid: record.tid,
+        ppid: record.ppid,
+        process_start: known(record.process_start),
+        thread_start: known(record.thread_start),
+        parent_start: known(record.parent_start),
+        comm: printable(until_nul(&record.comm)),
+        executable: facts.executable,
+        arguments: facts.arguments,
+        uid: record.uid,
+        gid: record.gid,
+        user: facts.user,
+        group: facts.group,
+        login_uid: (record.login_uid != u32::MAX).then_some(record.login_uid),
+        cgroup: facts.cgroup,
+        unit: facts.unit,
+        container_id: facts.container_id,
+        net_namespace: (record.net_namespace != 0).then_some(record.net_namespace),
     }
 }
 

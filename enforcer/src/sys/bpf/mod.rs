@@ -33,14 +33,16 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// Part of the pin directory's name: raised whenever a map's layout or meaning changes, so that a daemon never
 /// adopts maps that it would misread.
-const PIN_VERSION: &str = "v2";
+const PIN_VERSION: &str = "v3";
 
 const ADDRESSES: &str = "ADDRESSES";
 const NETWORKS: &str = "NETWORKS";
 const RING: &str = "RING";
 const COUNTS: &str = "COUNTS";
-const MAPS: [&str; 12] = [
-    ADDRESSES, NETWORKS, RING, COUNTS, ANSWERED, HOST, NEVER_DENY, CONTROL, HEADERS, NAMES, DOMAINS, AUTOMATA,
+const SEQUENCE: &str = "SEQUENCE";
+const MAPS: [&str; 13] = [
+    ADDRESSES, NETWORKS, RING, COUNTS, SEQUENCE, ANSWERED, HOST, NEVER_DENY, CONTROL, HEADERS, NAMES,
+    DOMAINS, AUTOMATA,
 ];
 
 /// Prefix of a link's pin; the rest is the program's name.
@@ -101,6 +103,8 @@ pub struct Options<'a> {
     pub hooks: Hooks,
     /// `enforcer_common::kernel::REPORT_*`
     pub report: u32,
+    /// Reports carry the command line.
+    pub arguments: bool,
     /// False under lockdown=confidentiality.
     pub read_kernel: bool,
     /// How long the packet path believes an answer.
@@ -246,6 +250,7 @@ fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
         report: options.report,
         ttl_floor: options.lifetime.floor,
         ttl_cap: options.lifetime.cap,
+        arguments: options.arguments.into(),
     });
     let paths = MAPS.map(|map| (map, pin.join(map)));
     let mut loader = EbpfLoader::new();
@@ -267,7 +272,7 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
     let (want_key, want_value) = match name {
         ADDRESSES => (16, entry),
         NETWORKS => (20, entry),
-        COUNTS => (4, 8),
+        COUNTS | SEQUENCE => (4, 8),
         HOST => (16, 4),
         NEVER_DENY => (20, 4),
         CONTROL => (4, size_of::<Control>() as u32),
