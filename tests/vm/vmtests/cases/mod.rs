@@ -2,6 +2,7 @@
 
 mod clients;
 mod events;
+pub(crate) mod facts;
 mod life;
 mod race;
 mod reload;
@@ -33,6 +34,7 @@ pub(crate) fn all() -> Vec<Test> {
         reload::tests(),
         race::tests(),
         events::tests(),
+        facts::tests(),
     ]
     .concat()
 }
