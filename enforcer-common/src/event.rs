@@ -104,6 +104,61 @@ pub const CGROUP_WHOLE: u8 = 4;
 /// There is more than what is in the tail.
 pub const ARGUMENTS_CUT: u8 = 8;
 
+/// The first of its kind in a window; its repeats are counted.
+pub const FIRST: u8 = 16;
+
+/// What makes two connects repeats of one another.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RepeatKey {
+    pub cgroup: u64,
+    pub inode: u64,
+    pub dst: [u8; 16],
+    pub device: u32,
+    pub uid: u32,
+    pub net_namespace: u32,
+    pub rule: RuleId,
+    pub dst_port: u16,
+    pub protocol: u16,
+    pub verdict: u8,
+    pub layer: u8,
+    pub reserved: [u8; 2],
+}
+
+const _: () = assert!(size_of::<RepeatKey>() == 56);
+
+impl RepeatKey {
+    #[inline(always)]
+    pub const fn of(record: &ConnectRecord) -> Self {
+        Self {
+            cgroup: record.cgroup,
+            inode: record.inode,
+            dst: record.dst,
+            device: record.device,
+            uid: record.uid,
+            net_namespace: record.net_namespace,
+            rule: record.rule,
+            dst_port: record.dst_port,
+            protocol: record.protocol,
+            verdict: record.verdict,
+            layer: record.layer,
+            reserved: [0; 2],
+        }
+    }
+}
+
+/// The repeats of a connect within a window.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Repeats {
+    /// Without the first.
+    pub count: u64,
+    /// CLOCK_BOOTTIME of the last.
+    pub last: u64,
+    /// The first.
+    pub record: ConnectRecord,
+}
+
 /// Precedes the payload of one packet from port 53: a DNS message (UDP) or a piece of a stream of them (TCP).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

@@ -72,6 +72,15 @@ pub struct Settings {
     pub ttl_cap: u32,
     /// 1: reports carry the command line.
     pub arguments: u32,
+    /// 1: repeats are counted, not reported.
+    pub aggregate: u32,
+    /// Of the tables of what is not reported: a bit each. Those that hold for a verdict (`Verdict` is the index), and
+    /// those that say nothing about users, groups of processes, ports, and networks.
+    pub ignored_verdicts: [u64; 3],
+    pub any_user: u64,
+    pub any_cgroup: u64,
+    pub any_port: u64,
+    pub any_network: u64,
 }
 
 /// Which halves of the kernel side's double maps are in use. Written by the daemon, one field at a time.

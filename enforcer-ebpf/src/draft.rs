@@ -3,7 +3,7 @@
 use core::{hint::black_box, ptr};
 
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_ringbuf_output};
-use enforcer_common::event::ConnectRecord;
+use enforcer_common::event::{ConnectRecord, Repeats};
 
 use crate::{
     atomic,
@@ -20,14 +20,14 @@ const TEXT_AT: usize = 4096;
 pub const TEXT: usize = 1024;
 const TAIL: usize = 8192;
 
-/// The record and its tail, as they go to the ring.
+/// The record and its tail, as they go to the ring; the record is also what is kept to count its repeats.
 #[repr(C)]
 pub struct Draft {
     /// 1: somebody writes in it.
     busy: u64,
     /// Bytes of the tail.
     len: u64,
-    pub record: ConnectRecord,
+    pub repeats: Repeats,
     tail: [u8; TAIL],
 }
 
@@ -52,6 +52,11 @@ impl Draft {
     pub fn release(&mut self) {
         // SAFETY: a field of ours. Volatile: the compiler must not drop it for being the last.
         unsafe { ptr::write_volatile(&raw mut self.busy, 0) };
+    }
+
+    #[inline(always)]
+    pub fn record(&mut self) -> &mut ConnectRecord {
+        &mut self.repeats.record
     }
 
     #[inline(always)]
@@ -104,7 +109,7 @@ impl Draft {
         unsafe {
             bpf_ringbuf_output(
                 (&raw const RING).cast_mut().cast(),
-                (&raw mut self.record).cast(),
+                (&raw mut self.repeats.record).cast(),
                 len as u64,
                 0,
             ) == 0
@@ -113,4 +118,4 @@ impl Draft {
 }
 
 // The tail follows the record without a hole.
-const _: () = assert!(size_of::<Draft>() == 16 + size_of::<ConnectRecord>() + TAIL);
+const _: () = assert!(size_of::<Draft>() == 16 + size_of::<Repeats>() + TAIL);

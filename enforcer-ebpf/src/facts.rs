@@ -7,7 +7,7 @@ use core::ops::ControlFlow;
 
 use enforcer_common::{
     counter::Counter,
-    event::{ARGUMENTS_CUT, CGROUP_WHOLE, EXECUTABLE_UNLINKED, EXECUTABLE_WHOLE},
+    event::{ARGUMENTS_CUT, CGROUP_WHOLE, ConnectRecord, EXECUTABLE_UNLINKED, EXECUTABLE_WHOLE},
     repeat::Step,
 };
 
@@ -21,15 +21,14 @@ use crate::{
 /// Components of a path, mounts on the way included.
 const DEPTH: u32 = 64;
 
-/// Fills in what the record tells about the current task.
+/// Fills in the numbers: what tells one kind of connect from another.
 #[inline(always)]
-pub fn current(draft: &mut Draft) {
+pub fn numbers(record: &mut ConnectRecord) {
     let task = Task::current();
     let who = task.identity().unwrap_or_else(|Unreadable| {
         count(Counter::FaultTask);
         Identity::UNKNOWN
     });
-    let record = &mut draft.record;
     record.pid = who.pid;
     record.tid = who.tid;
     record.ppid = who.ppid;
@@ -41,26 +40,34 @@ pub fn current(draft: &mut Draft) {
     record.comm = who.comm;
     record.login_uid = task.login_uid().unwrap_or(u32::MAX);
     record.net_namespace = task.net_namespace().unwrap_or(0);
+    record.cgroup = task.cgroup().and_then(KernfsNode::id).unwrap_or(0);
+    (record.inode, record.device) = task.executable().and_then(File::identity).unwrap_or((0, 0));
     record.flags = 0;
-    (record.inode, record.device) = (0, 0);
-    let before = draft.len();
+    record.executable_len = 0;
+    record.cgroup_len = 0;
+    record.arguments_len = 0;
+    record.reserved = [0; 5];
+}
+
+/// Writes the tail.
+#[inline(always)]
+pub fn tail(draft: &mut Draft) {
+    let task = Task::current();
     if let Ok(file) = task.executable() {
-        (draft.record.inode, draft.record.device) = file.identity().unwrap_or((0, 0));
         executable(draft, file);
     }
     let executable_end = draft.len();
-    draft.record.executable_len = (executable_end - before) as u16;
-    draft.record.cgroup = 0;
+    draft.record().executable_len = executable_end as u16;
     if let Ok(node) = task.cgroup() {
-        draft.record.cgroup = node.id().unwrap_or(0);
         cgroup(draft, node);
     }
     let cgroup_end = draft.len();
-    draft.record.cgroup_len = (cgroup_end - executable_end) as u16;
+    draft.record().cgroup_len = (cgroup_end - executable_end) as u16;
     if arguments_wanted() {
         arguments(draft, &task);
     }
-    draft.record.arguments_len = (draft.len() - cgroup_end) as u16;
+    let end = draft.len();
+    draft.record().arguments_len = (end - cgroup_end) as u16;
 }
 
 struct Path<'a> {
@@ -76,7 +83,7 @@ fn executable(draft: &mut Draft, file: File) {
     let Ok(mount) = file.mount() else { return };
     let Ok(root) = mount.root() else { return };
     if dentry.unhashed().unwrap_or(false) {
-        draft.record.flags |= EXECUTABLE_UNLINKED;
+        draft.record().flags |= EXECUTABLE_UNLINKED;
     }
     repeat::<Component, _>(DEPTH, &mut Path { draft, dentry, mount, root });
 }
@@ -90,7 +97,7 @@ impl Step<Path<'_>> for Component {
         match up(path) {
             Ok(true) => ControlFlow::Continue(()),
             Ok(false) => {
-                path.draft.record.flags |= EXECUTABLE_WHOLE;
+                path.draft.record().flags |= EXECUTABLE_WHOLE;
                 ControlFlow::Break(())
             }
             Err(Unreadable) => ControlFlow::Break(()),
@@ -135,7 +142,7 @@ impl Step<Group<'_>> for Ancestor {
     fn step(group: &mut Group<'_>, _: u32) -> ControlFlow<()> {
         let Ok(parent) = group.node.parent() else { return ControlFlow::Break(()) };
         let Some(parent) = parent else {
-            group.draft.record.flags |= CGROUP_WHOLE;
+            group.draft.record().flags |= CGROUP_WHOLE;
             return ControlFlow::Break(());
         };
         let Ok(name) = group.node.name() else { return ControlFlow::Break(()) };
@@ -155,7 +162,7 @@ fn arguments(draft: &mut Draft, task: &Task) {
     }
     let len = end - start;
     if len > TEXT as u64 {
-        draft.record.flags |= ARGUMENTS_CUT;
+        draft.record().flags |= ARGUMENTS_CUT;
     }
     let len = if len > TEXT as u64 { TEXT as u32 } else { len as u32 };
     // What is not in memory now stays unknown; the daemon looks again.

@@ -4,6 +4,7 @@ use core::{ffi::c_void, ptr};
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
 use enforcer_common::{
+    Verdict,
     answer::Lifetime,
     kernel::{ABSENT, Offsets, Settings},
 };
@@ -59,7 +60,19 @@ static OFFSETS: Offsets = Offsets {
 };
 
 #[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings { read_kernel: 0, report: 0, ttl_floor: 0, ttl_cap: 0, arguments: 0 };
+static SETTINGS: Settings = Settings {
+    read_kernel: 0,
+    report: 0,
+    ttl_floor: 0,
+    ttl_cap: 0,
+    arguments: 0,
+    aggregate: 0,
+    ignored_verdicts: [0; 3],
+    any_user: 0,
+    any_cgroup: 0,
+    any_port: 0,
+    any_network: 0,
+};
 
 /// A read that failed. Where it matters what is done about it, the caller counts it by kind.
 pub struct Unreadable;
@@ -83,6 +96,33 @@ pub fn report_level() -> u32 {
 #[inline(always)]
 pub fn arguments_wanted() -> bool {
     global!(SETTINGS.arguments) != 0
+}
+
+#[inline(always)]
+pub fn repeats_counted() -> bool {
+    global!(SETTINGS.aggregate) != 0
+}
+
+/// The tables of what is not reported that hold for a verdict.
+#[inline(always)]
+pub fn ignored(verdict: Verdict) -> u64 {
+    let [allow, deny, audit] = global!(SETTINGS.ignored_verdicts);
+    match verdict {
+        Verdict::Allow => allow,
+        Verdict::Deny => deny,
+        Verdict::Audit => audit,
+    }
+}
+
+/// The tables that say nothing about ports, networks, users, control groups.
+#[inline(always)]
+pub fn ignore_any() -> (u64, u64, u64, u64) {
+    (
+        global!(SETTINGS.any_port),
+        global!(SETTINGS.any_network),
+        global!(SETTINGS.any_user),
+        global!(SETTINGS.any_cgroup),
+    )
 }
 
 #[inline(always)]

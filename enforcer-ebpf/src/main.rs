@@ -17,9 +17,11 @@ mod connect;
 mod copy;
 mod draft;
 mod facts;
+mod ignore;
 mod kernel;
 mod maps;
 mod packet;
+mod repeats;
 mod report;
 mod tables;
 

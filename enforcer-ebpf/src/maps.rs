@@ -9,6 +9,7 @@ use enforcer_common::{
     Entry,
     answer::Outcome,
     counter::{COUNTERS, Counter, OUTCOMES_AT},
+    event::{RepeatKey, Repeats},
     kernel::Control,
     limits,
     name::{BLOCK, Domain, Header},
@@ -73,6 +74,24 @@ pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
 /// Full: the record is lost and counted; no verdict depends on it.
 #[btf_map]
 pub static RING: RingBuf<[u8; 8], { limits::RING_BYTES as usize }> = RingBuf::new();
+
+/// Connects of this window → their repeats. Two slots, of which the first is used: the daemon puts an empty map in
+/// there and has the other to itself. Written by every program that reports. Full: connects are reported one by one.
+#[btf_map]
+pub static REPEATS: ArrayOfMaps<RepeatMap, 2> = ArrayOfMaps::new();
+pub type RepeatMap =
+    HashMap<RepeatKey, Repeats, { limits::REPEATS as usize }, { BPF_F_NO_PREALLOC as usize }>;
+
+/// What is not reported, a bit a table, by each thing that tables speak of. Written by the daemon, read by every
+/// program that reports. Full: the configuration is refused.
+#[btf_map]
+pub static IGNORE_PORTS: Array<u64, 65_536> = Array::new();
+#[btf_map]
+pub static IGNORE_NETWORKS: LpmTrie<[u8; 16], u64, { limits::IGNORE_KEYS as usize }> = LpmTrie::new();
+#[btf_map]
+pub static IGNORE_USERS: HashMap<u32, u64, { limits::IGNORE_KEYS as usize }> = HashMap::new();
+#[btf_map]
+pub static IGNORE_CGROUPS: HashMap<u64, u64, { limits::IGNORE_KEYS as usize }> = HashMap::new();
 
 /// How many records were to be reported, lost ones included. Written by every program that reports.
 #[btf_map]

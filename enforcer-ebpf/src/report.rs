@@ -4,7 +4,7 @@ use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use enforcer_common::{
     RuleId, Verdict,
     counter::Counter,
-    event::{KIND_CONNECT, Layer},
+    event::{FIRST, KIND_CONNECT, Layer, RepeatKey},
     kernel::{REPORT_ALL, REPORT_DENIED},
 };
 
@@ -12,9 +12,10 @@ use crate::{
     atomic,
     connect::{Destination, Source},
     draft::Draft,
-    facts,
-    kernel::report_level,
+    facts, ignore,
+    kernel::{repeats_counted, report_level},
     maps::{SEQUENCE, count},
+    repeats,
 };
 
 /// Whether a connect with this verdict is to be reported.
@@ -28,16 +29,15 @@ pub fn wanted(verdict: Verdict, connects: bool) -> bool {
 
 #[inline(always)]
 pub fn connect(to: &Destination, from: &Source, layer: Layer, verdict: Verdict, rule: RuleId) {
-    let sequence = next_sequence();
     let Some(draft) = Draft::take() else {
+        next_sequence();
         count(Counter::LostEvents);
         return;
     };
-    facts::current(draft);
-    let record = &mut draft.record;
+    let record = draft.record();
     record.kind = KIND_CONNECT;
     record.rule = rule;
-    record.sequence = sequence;
+    record.sequence = 0;
     // SAFETY: takes no argument.
     record.time = unsafe { bpf_ktime_get_boot_ns() };
     record.dst = to.octets;
@@ -49,11 +49,31 @@ pub fn connect(to: &Destination, from: &Source, layer: Layer, verdict: Verdict, 
     record.protocol = from.protocol;
     record.verdict = verdict as u8;
     record.layer = layer as u8;
-    record.reserved = [0; 5];
+    facts::numbers(record);
+    if ignore::ignored(record, verdict) {
+        count(Counter::Ignored);
+    } else {
+        once(draft);
+    }
+    draft.release();
+}
+
+/// Reports it, or counts it as a repeat.
+#[inline(always)]
+fn once(draft: &mut Draft) {
+    let key = RepeatKey::of(draft.record());
+    if repeats_counted() && repeats::counted(draft, &key) {
+        return;
+    }
+    let sequence = next_sequence();
+    draft.record().sequence = sequence;
+    if draft.record().flags & FIRST != 0 {
+        repeats::remember_sequence(&key, sequence);
+    }
+    facts::tail(draft);
     if !draft.submit() {
         count(Counter::LostEvents);
     }
-    draft.release();
 }
 
 /// Before anything can be lost, so that a missing number is a lost record.

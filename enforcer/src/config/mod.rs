@@ -1,11 +1,14 @@
 //! `enforcer.toml`: text in, settings that cannot be wrong out. Pure; every error at once.
 
+mod ignore;
 mod read;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use enforcer_common::Verdict;
 use ipnetwork::IpNetwork;
 use syslog::Facility;
 
@@ -21,6 +24,10 @@ pub struct Config {
     pub events: EventVolume,
     /// Events carry the command line.
     pub arguments: bool,
+    /// Repeats within so long are one event. `None`: each is an event.
+    pub aggregate: Option<Duration>,
+    /// What is not reported, at most `limits::IGNORES` of them.
+    pub ignore: Vec<Ignore>,
     pub layer: LayerChoice,
     pub require_lsm: bool,
     pub ttl_floor: Duration,
@@ -41,6 +48,18 @@ pub enum EventVolume {
     /// Deny and audit verdicts, and gaps.
     Denied,
     None,
+}
+
+/// Connects that are not reported: those to which everything here applies. What is empty applies to all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ignore {
+    /// Never empty.
+    pub verdicts: Vec<Verdict>,
+    pub uids: Vec<u32>,
+    /// Below the cgroup2 mount; those inside count, too.
+    pub cgroups: Vec<PathBuf>,
+    pub ports: Vec<RangeInclusive<u16>>,
+    pub networks: Vec<IpNetwork>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +95,8 @@ impl Default for Config {
             policies: "/etc/enforcer/policies.d".into(),
             events: EventVolume::All,
             arguments: false,
+            aggregate: None,
+            ignore: Vec::new(),
             layer: LayerChoice::Auto,
             require_lsm: false,
             ttl_floor: Duration::from_secs(60 * 60),

@@ -31,13 +31,15 @@ pub fn parse(file: &str, text: &str) -> Result<Config, Vec<ConfigError>> {
     }
 }
 
-type Value<'a> = Spanned<DeValue<'a>>;
+pub(super) type Value<'a> = Spanned<DeValue<'a>>;
 type Table<'a> = DeTable<'a>;
 
 const KEYS: &[&str] = &[
     "policies",
     "events",
     "arguments",
+    "aggregate",
+    "ignore",
     "layer",
     "require_lsm",
     "ttl_floor",
@@ -52,7 +54,7 @@ const KEYS: &[&str] = &[
 const SINK_TYPES: &[&str] = &["json", "text", "syslog", "journald"];
 
 /// Collects errors; each method returns `None` after it has reported one.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     file: &'a str,
     text: &'a str,
     errors: Vec<ConfigError>,
@@ -66,6 +68,8 @@ impl Reader<'_> {
             match name {
                 "policies" => put(&mut config.policies, self.path(name, value)),
                 "events" => put(&mut config.events, self.choice(name, value, EVENTS)),
+                "aggregate" => config.aggregate = self.window(value),
+                "ignore" => config.ignore = self.ignores(value),
                 "arguments" => put(&mut config.arguments, self.boolean(name, value)),
                 "layer" => put(&mut config.layer, self.choice(name, value, LAYERS)),
                 "require_lsm" => put(&mut config.require_lsm, self.boolean(name, value)),
@@ -181,7 +185,7 @@ impl Reader<'_> {
         items.iter().filter_map(|item| self.network(key, item)).collect()
     }
 
-    fn network(&mut self, key: &str, value: &Value<'_>) -> Option<IpNetwork> {
+    pub(super) fn network(&mut self, key: &str, value: &Value<'_>) -> Option<IpNetwork> {
         let text = self.string(key, value)?;
         let wrong = match text.parse::<IpNetwork>() {
             Err(_) => Some("write an address, or a network such as 192.0.2.0/24 or 2001:db8::/32".to_owned()),
@@ -194,7 +198,7 @@ impl Reader<'_> {
         text.parse().ok()
     }
 
-    fn path(&mut self, key: &str, value: &Value<'_>) -> Option<PathBuf> {
+    pub(super) fn path(&mut self, key: &str, value: &Value<'_>) -> Option<PathBuf> {
         let text = self.string(key, value)?;
         if !text.starts_with('/') || text.contains('\0') {
             let message = format!("{key} is {text:?}, which is not an absolute path");
@@ -221,6 +225,20 @@ impl Reader<'_> {
         }
     }
 
+    /// `"off"`, or how long.
+    fn window(&mut self, value: &Value<'_>) -> Option<Duration> {
+        const SHORTEST: Duration = Duration::from_secs(1);
+        if value.get_ref().as_str() == Some("off") {
+            return None;
+        }
+        let window = self.duration("aggregate", value)?;
+        if window < SHORTEST {
+            let hint = "write \"off\", or at least \"1s\"";
+            self.error(value.span(), "aggregate is shorter than a second", Some(hint.into()));
+        }
+        Some(window)
+    }
+
     fn boolean(&mut self, key: &str, value: &Value<'_>) -> Option<bool> {
         let boolean = value.get_ref().as_bool();
         if boolean.is_none() {
@@ -229,7 +247,12 @@ impl Reader<'_> {
         boolean
     }
 
-    fn choice<T: Copy>(&mut self, key: &str, value: &Value<'_>, choices: &[(&str, T)]) -> Option<T> {
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        key: &str,
+        value: &Value<'_>,
+        choices: &[(&str, T)],
+    ) -> Option<T> {
         let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
         let hint = format!("write {}", one_of(&names));
         let text = self.string_or(key, value, &hint)?;
@@ -259,7 +282,7 @@ impl Reader<'_> {
         }
     }
 
-    fn unknown_key(&mut self, key: &Spanned<Cow<'_, str>>, known: &[&str], place: &str) {
+    pub(super) fn unknown_key(&mut self, key: &Spanned<Cow<'_, str>>, known: &[&str], place: &str) {
         let name = key.get_ref();
         let near = known.iter().find(|known| strsim::damerau_levenshtein(known, name) <= 2);
         let hint = match near {
@@ -269,12 +292,12 @@ impl Reader<'_> {
         self.error(key.span(), &format!("{place} has no key {name:?}"), Some(hint));
     }
 
-    fn wrong_type(&mut self, key: &str, value: &Value<'_>, wanted: &str) {
+    pub(super) fn wrong_type(&mut self, key: &str, value: &Value<'_>, wanted: &str) {
         let message = format!("{key} is of type {}", value.get_ref().type_str());
         self.error(value.span(), &message, Some(format!("write {wanted}")));
     }
 
-    fn error(&mut self, span: Range<usize>, message: &str, hint: Option<String>) {
+    pub(super) fn error(&mut self, span: Range<usize>, message: &str, hint: Option<String>) {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         self.errors.push(ConfigError {

@@ -103,6 +103,9 @@ fn attach(
             EventVolume::None => REPORT_NONE,
         },
         arguments: config.arguments,
+        aggregate: config.aggregate.is_some(),
+        ignore: &config.ignore,
+        cgroup_root: mount,
         read_kernel: !confidential(preflight),
         lifetime: Lifetime { floor: seconds(config.ttl_floor), cap: seconds(config.ttl_cap) },
     };

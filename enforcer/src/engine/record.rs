@@ -51,7 +51,8 @@ pub struct Process {
     pub parent_start: Option<u64>,
     /// Name of the thread, at most 15 bytes. Attacker-chosen; bytes that are not printable ASCII are escaped as `\xNN`.
     pub comm: String,
-    /// Path of the executable as the process sees it (inside its own root), escaped like `comm`. `null`: not known.
+    /// Path of the executable from the root of its mount namespace, with ` (deleted)` behind it when it is no more,
+    /// escaped like `comm`. `null`: not known.
     pub executable: Option<String>,
     /// Command line, one element an argument, escaped like `comm`. Only when asked for: arguments hold secrets.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -135,7 +136,8 @@ pub struct Connect {
     #[serde(default = "one")]
     pub count: u64,
     /// On a summary of repeats (same executable, cgroup, user, destination, port, verdict): when they happened. The
-    /// first of them was an event of its own; the rest of the fields are those of the last.
+    /// first connect of the kind was an event of its own, with the same `sequence`; the other fields are that one's,
+    /// `time` is that of the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
 }

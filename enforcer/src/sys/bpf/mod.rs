@@ -5,6 +5,8 @@
 
 mod answers;
 pub mod double;
+mod ignore;
+mod repeats;
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -23,9 +25,12 @@ use enforcer_common::{Addr, Entry, limits};
 
 pub use answers::Answers;
 use answers::{CONTROL, HEADERS, HOST, NEVER_DENY};
-use double::{ANSWERED, AUTOMATA, DOMAINS, NAMES};
+use double::{ANSWERED, AUTOMATA, DOMAINS, NAMES, REPEATS};
+pub use ignore::IgnoredCgroups;
+pub use repeats::Windows;
 
 use super::btf::{self, BtfError};
+use crate::config::Ignore;
 use crate::engine::compile::Network;
 
 /// The eBPF object.
@@ -40,9 +45,9 @@ const NETWORKS: &str = "NETWORKS";
 const RING: &str = "RING";
 const COUNTS: &str = "COUNTS";
 const SEQUENCE: &str = "SEQUENCE";
-const MAPS: [&str; 13] = [
-    ADDRESSES, NETWORKS, RING, COUNTS, SEQUENCE, ANSWERED, HOST, NEVER_DENY, CONTROL, HEADERS, NAMES,
-    DOMAINS, AUTOMATA,
+const MAPS: [&str; 14] = [
+    ADDRESSES, NETWORKS, RING, COUNTS, SEQUENCE, REPEATS, ANSWERED, HOST, NEVER_DENY, CONTROL, HEADERS,
+    NAMES, DOMAINS, AUTOMATA,
 ];
 
 /// Prefix of a link's pin; the rest is the program's name.
@@ -105,6 +110,12 @@ pub struct Options<'a> {
     pub report: u32,
     /// Reports carry the command line.
     pub arguments: bool,
+    /// Repeats are counted, not reported.
+    pub aggregate: bool,
+    /// What is not reported.
+    pub ignore: &'a [Ignore],
+    /// Where cgroup2 is mounted.
+    pub cgroup_root: &'a Path,
     /// False under lockdown=confidentiality.
     pub read_kernel: bool,
     /// How long the packet path believes an answer.
@@ -118,6 +129,8 @@ pub struct Kernel {
     networks: LpmTrie<MapData, [u8; 16], Wire<Entry>>,
     counts: PerCpuArray<MapData, u64>,
     pub answers: Answers,
+    pub windows: Windows,
+    pub ignored_cgroups: IgnoredCgroups,
     pin: PathBuf,
 }
 
@@ -144,6 +157,8 @@ impl Kernel {
             networks: take(&mut ebpf, NETWORKS)?,
             counts: take(&mut ebpf, COUNTS)?,
             answers: Answers::take(&mut ebpf, &pin, limits::ANSWERED)?,
+            windows: Windows::take(&mut ebpf, &pin)?,
+            ignored_cgroups: ignore::fill(&mut ebpf, options.ignore, options.cgroup_root)?,
             pin,
         };
         let ring = Ring(take(&mut ebpf, RING)?);
@@ -245,12 +260,19 @@ impl AsRawFd for Ring {
 
 fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
     let offsets = Wire(if options.read_kernel { btf::offsets()? } else { Offsets::default() });
+    let masks = ignore::masks(options.ignore);
     let settings = Wire(Settings {
         read_kernel: options.read_kernel.into(),
         report: options.report,
         ttl_floor: options.lifetime.floor,
         ttl_cap: options.lifetime.cap,
         arguments: options.arguments.into(),
+        aggregate: options.aggregate.into(),
+        ignored_verdicts: masks.verdicts,
+        any_user: masks.any_user,
+        any_cgroup: masks.any_cgroup,
+        any_port: masks.any_port,
+        any_network: masks.any_network,
     });
     let paths = MAPS.map(|map| (map, pin.join(map)));
     let mut loader = EbpfLoader::new();
@@ -277,7 +299,7 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
         NEVER_DENY => (20, 4),
         CONTROL => (4, size_of::<Control>() as u32),
         HEADERS => (4, size_of::<Header>() as u32),
-        ANSWERED | NAMES | DOMAINS | AUTOMATA => (4, 4),
+        REPEATS | ANSWERED | NAMES | DOMAINS | AUTOMATA => (4, 4),
         _ => (0, 0),
     };
     let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;

@@ -325,13 +325,13 @@ fn short_lived() -> Result<()> {
 }
 
 /// A control group below the test's own; dropped: removed.
-struct Group {
-    path: PathBuf,
+pub(crate) struct Group {
+    pub(crate) path: PathBuf,
 }
 
 impl Group {
     /// As events show it.
-    fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         self.path.to_string_lossy().trim_start_matches("/sys/fs/cgroup").to_owned()
     }
 }
@@ -343,7 +343,7 @@ impl Drop for Group {
     }
 }
 
-fn own_cgroup(name: &str) -> Result<Group> {
+pub(crate) fn own_cgroup(name: &str) -> Result<Group> {
     let own = fs::read_to_string("/proc/self/cgroup")?;
     let own = own.trim().strip_prefix("0::/").context("no cgroup2")?.to_owned();
     let path = Path::new("/sys/fs/cgroup").join(own).join(name);

@@ -7,6 +7,7 @@ mod life;
 mod race;
 mod reload;
 mod smoke;
+mod volume;
 mod ways;
 mod without_bpf;
 
@@ -35,6 +36,7 @@ pub(crate) fn all() -> Vec<Test> {
         race::tests(),
         events::tests(),
         facts::tests(),
+        volume::tests(),
     ]
     .concat()
 }
