@@ -9,13 +9,13 @@ use enforcer_common::{Addr, Entry, RuleId, Verdict};
 
 use super::compile::{Compiled, Network};
 use super::dns::stream::{Flow, Streams};
-use super::dns::table::{Table, TableConfig};
+use super::dns::table::{Binding, Origin, Table, TableConfig};
 use super::dns::wire;
 use super::name::Name;
 use super::plan::{Planner, Step, View};
 use super::record::{
-    Connect, Event, Gap, LayerName, Process, VerdictName, family_name, printable, protocol_name,
-    socket_type_name,
+    Connect, Event, Gap, LayerName, NameKind, NameOrigin, Process, VerdictName, family_name, printable,
+    protocol_name, socket_type_name,
 };
 
 const TCP: u16 = 6;
@@ -121,21 +121,22 @@ impl State {
     /// A packet from port 53.
     pub fn answer(&mut self, record: &AnswerRecord, payload: &[u8]) -> Vec<Step> {
         if record.protocol != TCP {
-            return self.message(payload, record.time);
+            return self.message(payload, record);
         }
         let flow = Flow { server: record.server, client: record.client, client_port: record.client_port };
         let messages = self.streams.push(flow, record.sequence, record.tcp_flags, payload, record.time);
-        messages.iter().flat_map(|message| self.message(message, record.time)).collect()
+        messages.iter().flat_map(|message| self.message(message, record)).collect()
     }
 
-    fn message(&mut self, message: &[u8], now: BootNanos) -> Vec<Step> {
+    fn message(&mut self, message: &[u8], record: &AnswerRecord) -> Vec<Step> {
+        let now = record.time;
         self.dns.answers += 1;
         let Ok(answer) = wire::parse(message) else {
             self.dns.unparsed += 1;
             return Vec::new();
         };
         self.dns.truncated += u64::from(answer.truncated);
-        let changed = self.table.observe(&answer, now);
+        let changed = self.table.observe(&answer, Some(Addr::from_v6(record.server)), now);
         self.plan(now, |planner, view| planner.readdress(changed, view))
     }
 
@@ -167,15 +168,16 @@ impl State {
     /// The event for a connect. `time`: RFC 3339.
     pub fn connect(&self, record: &ConnectRecord, facts: Facts, time: String) -> Event {
         let addr = Addr::from_v6(record.dst);
-        let results: Vec<String> = self.table.names(addr, record.time).iter().map(Name::to_string).collect();
+        let names: Vec<NameOrigin> =
+            self.table.origins(addr, record.time).map(|origin| name_origin(&origin, record.time)).collect();
         let connect = Connect {
             time,
             sequence: record.sequence,
             dst_ip: display_ip(record.dst),
             dst_port: record.dst_port,
-            names: Vec::new(),
-            no_dns: results.is_empty(),
-            results,
+            results: names.iter().map(|origin| origin.name.clone()).collect(),
+            no_dns: names.is_empty(),
+            names,
             src_ip: (record.src != [0; 16]).then(|| display_ip(record.src)),
             src_port: record.src_port,
             family: family_name(record.family),
@@ -246,6 +248,19 @@ impl State {
 
     pub fn streams_lost(&self) -> u64 {
         self.streams.lost
+    }
+}
+
+fn name_origin(origin: &Origin<'_>, now: BootNanos) -> NameOrigin {
+    let Binding { server, seen, ttl_until, .. } = origin.binding;
+    NameOrigin {
+        name: origin.name.to_string(),
+        kind: if origin.asked { NameKind::Asked } else { NameKind::Cname },
+        server: server.map(|server| display_ip(server.octets())),
+        age_ms: now.saturating_sub(*seen) / 1_000_000,
+        // Rounded down: 0 is less than a second.
+        ttl_left: (i128::from(*ttl_until) - i128::from(now)).div_euclid(1_000_000_000) as i64,
+        asked_by: None,
     }
 }
 

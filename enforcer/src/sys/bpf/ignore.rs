@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use enforcer_common::{Addr, Verdict};
 
 use super::{BpfError, gone, take};
@@ -60,18 +60,18 @@ pub struct IgnoredCgroups {
 /// Fills the maps of a loaded object.
 pub(super) fn fill(ebpf: &mut Ebpf, tables: &[Ignore], root: &Path) -> Result<IgnoredCgroups, BpfError> {
     let failed = |map| move |source: MapError| BpfError::Map { map, source };
-    let mut ports: Array<MapData, u64> = take(ebpf, PORTS)?;
+    let mut ports: Array<&mut MapData, u64> = map(ebpf, PORTS)?;
     let port = |port: u16| set(tables, &|table| table.ports.iter().any(|range| range.contains(&port)));
     if tables.iter().any(|table| !table.ports.is_empty()) {
         for number in 0..=u16::MAX {
             ports.set(number.into(), port(number), 0).map_err(failed(PORTS))?;
         }
     }
-    let mut users: HashMap<MapData, u32, u64> = take(ebpf, USERS)?;
+    let mut users: HashMap<&mut MapData, u32, u64> = map(ebpf, USERS)?;
     for uid in tables.iter().flat_map(|table| &table.uids) {
         users.insert(uid, set(tables, &|table| table.uids.contains(uid)), 0).map_err(failed(USERS))?;
     }
-    let mut networks: LpmTrie<MapData, [u8; 16], u64> = take(ebpf, NETWORKS)?;
+    let mut networks: LpmTrie<&mut MapData, [u8; 16], u64> = map(ebpf, NETWORKS)?;
     for network in tables.iter().flat_map(|table| &table.networks).copied().map(Network::from) {
         let around = |table: &Ignore| {
             let mut others = table.networks.iter().copied().map(Network::from);
@@ -88,6 +88,15 @@ pub(super) fn fill(ebpf: &mut Ebpf, tables: &[Ignore], root: &Path) -> Result<Ig
     let mut cgroups = IgnoredCgroups { map: take(ebpf, CGROUPS)?, wanted };
     cgroups.refresh()?;
     Ok(cgroups)
+}
+
+/// Borrowed: the object needs it once more when its programs are loaded.
+fn map<'a, T: TryFrom<&'a mut Map, Error = MapError>>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<T, BpfError> {
+    let map = ebpf.map_mut(name).ok_or(BpfError::Missing(name))?;
+    T::try_from(map).map_err(|source| BpfError::Map { map: name, source })
 }
 
 impl IgnoredCgroups {
