@@ -54,6 +54,8 @@ pub struct ConnectRecord {
     pub process_start: u64,
     pub thread_start: u64,
     pub parent_start: u64,
+    /// CLOCK_BOOTTIME when the call returned, with `RETURNED`.
+    pub returned: u64,
     /// Of the executable.
     pub inode: u64,
     /// As the application wrote it, IPv4 as IPv4-mapped; not yet canonical (NAT64 stays visible).
@@ -86,14 +88,16 @@ pub struct ConnectRecord {
     /// `Verdict` and `Layer`.
     pub verdict: u8,
     pub layer: u8,
-    /// `EXECUTABLE_*`, `CGROUP_*`, `ARGUMENTS_*`.
+    /// `EXECUTABLE_*`, `CGROUP_*`, `ARGUMENTS_*`, `FIRST`, `RETURNED`.
     pub flags: u8,
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 3],
+    /// What the call returned (0 or an error's number), with `RETURNED`.
+    pub errno: u16,
     /// Attacker-chosen bytes, NUL-padded.
     pub comm: [u8; 16],
 }
 
-const _: () = assert!(size_of::<ConnectRecord>() == 168);
+const _: () = assert!(size_of::<ConnectRecord>() == 176);
 
 /// The path in the tail is whole: not cut, and read up to the root.
 pub const EXECUTABLE_WHOLE: u8 = 1;
@@ -106,6 +110,9 @@ pub const ARGUMENTS_CUT: u8 = 8;
 
 /// The first of its kind in a window; its repeats are counted.
 pub const FIRST: u8 = 16;
+
+/// The call returned before it was reported: `errno`, `returned` and the source are those of then.
+pub const RETURNED: u8 = 32;
 
 /// What makes two connects repeats of one another.
 #[repr(C)]

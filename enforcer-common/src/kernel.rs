@@ -42,6 +42,7 @@ pub struct Offsets {
     pub file_dentry: u32,
     pub file_mnt: u32,
     pub file_inode: u32,
+    pub file_private_data: u32,
     pub inode_ino: u32,
     pub inode_sb: u32,
     pub sb_dev: u32,
@@ -74,6 +75,9 @@ pub struct Settings {
     pub arguments: u32,
     /// 1: repeats are counted, not reported.
     pub aggregate: u32,
+    /// 1: connects that are not refused are reported when the call returns.
+    pub outcome: u32,
+    pub reserved: u32,
     /// Of the tables of what is not reported: a bit each. Those that hold for a verdict (`Verdict` is the index), and
     /// those that say nothing about users, groups of processes, ports, and networks.
     pub ignored_verdicts: [u64; 3],

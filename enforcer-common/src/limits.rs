@@ -44,3 +44,6 @@ pub const IGNORES: usize = 64;
 
 /// Users, control groups and networks in them. More are refused with the configuration.
 pub const IGNORE_KEYS: u32 = 4096;
+
+/// Connects under way whose outcome is waited for. Full: the connect is reported at once, without it.
+pub const PENDING: u32 = 16_384;

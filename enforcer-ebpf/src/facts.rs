@@ -46,7 +46,9 @@ pub fn numbers(record: &mut ConnectRecord) {
     record.executable_len = 0;
     record.cgroup_len = 0;
     record.arguments_len = 0;
-    record.reserved = [0; 5];
+    record.reserved = [0; 3];
+    record.errno = 0;
+    record.returned = 0;
 }
 
 /// Writes the tail.

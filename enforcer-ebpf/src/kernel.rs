@@ -45,6 +45,7 @@ static OFFSETS: Offsets = Offsets {
     file_dentry: 0,
     file_mnt: 0,
     file_inode: 0,
+    file_private_data: 0,
     inode_ino: 0,
     inode_sb: 0,
     sb_dev: 0,
@@ -67,6 +68,8 @@ static SETTINGS: Settings = Settings {
     ttl_cap: 0,
     arguments: 0,
     aggregate: 0,
+    outcome: 0,
+    reserved: 0,
     ignored_verdicts: [0; 3],
     any_user: 0,
     any_cgroup: 0,
@@ -101,6 +104,11 @@ pub fn arguments_wanted() -> bool {
 #[inline(always)]
 pub fn repeats_counted() -> bool {
     global!(SETTINGS.aggregate) != 0
+}
+
+#[inline(always)]
+pub fn outcome_wanted() -> bool {
+    global!(SETTINGS.outcome) != 0
 }
 
 /// The tables of what is not reported that hold for a verdict.
@@ -215,6 +223,11 @@ impl Task {
     pub fn current() -> Self {
         // SAFETY: takes no argument, returns the current task's address.
         Self(unsafe { bpf_get_current_task() } as Pointer)
+    }
+
+    #[inline(always)]
+    pub fn tid(&self) -> Result<u32, Unreadable> {
+        read(self.0, global!(OFFSETS.task_pid))
     }
 
     /// What every report needs.
@@ -337,6 +350,12 @@ impl File {
         let inode: Pointer = read(self.0, global!(OFFSETS.file_inode))?;
         let superblock: Pointer = read(inode, global!(OFFSETS.inode_sb))?;
         Ok((read(inode, global!(OFFSETS.inode_ino))?, read(superblock, global!(OFFSETS.sb_dev))?))
+    }
+
+    /// Of a socket's file.
+    #[inline(always)]
+    pub fn socket(self) -> Result<Socket, Unreadable> {
+        read(self.0, global!(OFFSETS.file_private_data)).map(Socket)
     }
 
     #[inline(always)]

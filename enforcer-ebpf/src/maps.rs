@@ -9,7 +9,7 @@ use enforcer_common::{
     Entry,
     answer::Outcome,
     counter::{COUNTERS, Counter, OUTCOMES_AT},
-    event::{RepeatKey, Repeats},
+    event::{ConnectRecord, RepeatKey, Repeats},
     kernel::Control,
     limits,
     name::{BLOCK, Domain, Header},
@@ -81,6 +81,16 @@ pub static RING: RingBuf<[u8; 8], { limits::RING_BYTES as usize }> = RingBuf::ne
 pub static REPEATS: ArrayOfMaps<RepeatMap, 2> = ArrayOfMaps::new();
 pub type RepeatMap =
     HashMap<RepeatKey, Repeats, { limits::REPEATS as usize }, { BPF_F_NO_PREALLOC as usize }>;
+
+/// Thread → its connect under way, to be reported when the call returns. Written by the connect hook, taken by
+/// `connect_exit`; by the daemon, what nobody took. Full: the connect is reported at once.
+#[btf_map]
+pub static PENDING: HashMap<
+    u32,
+    ConnectRecord,
+    { limits::PENDING as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
 
 /// What is not reported, a bit a table, by each thing that tables speak of. Written by the daemon, read by every
 /// program that reports. Full: the configuration is refused.

@@ -15,7 +15,7 @@ use crate::{
     facts, ignore,
     kernel::{repeats_counted, report_level},
     maps::{SEQUENCE, count},
-    repeats,
+    outcome, repeats,
 };
 
 /// Whether a connect with this verdict is to be reported.
@@ -52,7 +52,7 @@ pub fn connect(to: &Destination, from: &Source, layer: Layer, verdict: Verdict, 
     facts::numbers(record);
     if ignore::ignored(record, verdict) {
         count(Counter::Ignored);
-    } else {
+    } else if !outcome::awaited(draft, layer, verdict) {
         once(draft);
     }
     draft.release();
@@ -60,7 +60,7 @@ pub fn connect(to: &Destination, from: &Source, layer: Layer, verdict: Verdict, 
 
 /// Reports it, or counts it as a repeat.
 #[inline(always)]
-fn once(draft: &mut Draft) {
+pub fn once(draft: &mut Draft) {
     let key = RepeatKey::of(draft.record());
     if repeats_counted() && repeats::counted(draft, &key) {
         return;

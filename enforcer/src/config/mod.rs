@@ -24,6 +24,8 @@ pub struct Config {
     pub events: EventVolume,
     /// Events carry the command line.
     pub arguments: bool,
+    /// Connects that are not refused are reported when the call returns.
+    pub outcome: bool,
     /// Repeats within so long are one event. `None`: each is an event.
     pub aggregate: Option<Duration>,
     /// What is not reported, at most `limits::IGNORES` of them.
@@ -95,6 +97,7 @@ impl Default for Config {
             policies: "/etc/enforcer/policies.d".into(),
             events: EventVolume::All,
             arguments: false,
+            outcome: false,
             aggregate: None,
             ignore: Vec::new(),
             layer: LayerChoice::Auto,

@@ -38,6 +38,7 @@ const KEYS: &[&str] = &[
     "policies",
     "events",
     "arguments",
+    "outcome",
     "aggregate",
     "ignore",
     "layer",
@@ -68,6 +69,7 @@ impl Reader<'_> {
             match name {
                 "policies" => put(&mut config.policies, self.path(name, value)),
                 "events" => put(&mut config.events, self.choice(name, value, EVENTS)),
+                "outcome" => put(&mut config.outcome, self.boolean(name, value)),
                 "aggregate" => config.aggregate = self.window(value),
                 "ignore" => config.ignore = self.ignores(value),
                 "arguments" => put(&mut config.arguments, self.boolean(name, value)),

@@ -50,6 +50,8 @@ const CANARY_TICKS: u64 = 60;
 const ROTATION_TICKS: u64 = 1200;
 /// Slices of the ring that may hold up the loop while a rotation is settled; the rest waits for the next turn.
 const SETTLE: usize = 20;
+/// A connect that takes longer than this has returned, and it was missed: TCP gives up after two minutes.
+const OVERDUE: u64 = 600_000_000_000;
 /// Events that a follower of the control socket may lag behind.
 const FOLLOW: usize = 8192;
 
@@ -207,6 +209,7 @@ impl Daemon {
             }
         }
         self.drain_rest(ring.get_mut());
+        self.tell_overdue(u64::MAX);
         self.sum_up(ring.get_mut());
         Ok(())
     }
@@ -323,6 +326,20 @@ impl Daemon {
         self.emit(Arc::new(event));
     }
 
+    /// Tells connects from before `then` whose return was not seen.
+    fn tell_overdue(&mut self, then: u64) {
+        match self.installer.kernel().overdue(then) {
+            Ok(records) => {
+                for record in records {
+                    let facts = self.processes.facts(&record, &Tail::default());
+                    let event = self.state.connect(&record, facts, clock::wall_time(record.time));
+                    self.emit(Arc::new(event));
+                }
+            }
+            Err(error) => error!(%error, "connects under way cannot be read"),
+        }
+    }
+
     fn reload(&mut self, why: &str) {
         let Some((compiled, tables)) = self.policies.load(why) else { return };
         // Networks first: they need no answer, and what both sets share is never taken away.
@@ -363,6 +380,7 @@ impl Daemon {
             self.retired |= self.installer.rotate();
         }
         if self.ticks.is_multiple_of(CANARY_TICKS) {
+            self.tell_overdue(now.saturating_sub(OVERDUE));
             self.release_canary(now);
         }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);

@@ -125,11 +125,11 @@ pub struct Connect {
     pub verdict: VerdictName,
     /// The rule that decided, `null` for the default.
     pub rule: Option<String>,
-    /// What the call returned: 0, or the error's number (115 EINPROGRESS for a non-blocking connect under way).
+    /// What the call returned (of connects that are not refused only when asked for): 0, or the error's number (115 EINPROGRESS for a non-blocking connect under way).
     /// Absent: not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub errno: Option<u16>,
-    /// Nanoseconds from the call to the established TCP connection. Only when asked for.
+    /// Nanoseconds from the call to the established TCP connection, if the call waited for it. Only when asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency_ns: Option<u64>,
     /// How many connects this event stands for: the sum over all events is the number of connects.

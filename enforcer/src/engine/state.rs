@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use enforcer_common::event::{AnswerRecord, ConnectRecord, Layer};
+use enforcer_common::event::{AnswerRecord, ConnectRecord, Layer, RETURNED};
 use enforcer_common::verdict::BootNanos;
 use enforcer_common::{Addr, Entry, RuleId, Verdict};
 
@@ -187,8 +187,8 @@ impl State {
             layer: layer_name(record.layer),
             verdict: verdict_name(record.verdict),
             rule: self.rule_name(record.rule).map(str::to_owned),
-            errno: None,
-            latency_ns: None,
+            errno: errno(record),
+            latency_ns: latency(record),
             count: 1,
             window: None,
         };
@@ -286,6 +286,20 @@ fn process(record: &ConnectRecord, facts: Facts) -> Process {
         container_id: facts.container_id,
         net_namespace: (record.net_namespace != 0).then_some(record.net_namespace),
     }
+}
+
+const EPERM: u16 = 1;
+
+/// Whoever is refused by us is told EPERM.
+fn errno(record: &ConnectRecord) -> Option<u16> {
+    let refused = (record.verdict == Verdict::Deny as u8).then_some(EPERM);
+    refused.or((record.flags & RETURNED != 0).then_some(record.errno))
+}
+
+/// Of a TCP connect that returned with an established connection.
+fn latency(record: &ConnectRecord) -> Option<u64> {
+    let established = record.flags & RETURNED != 0 && record.errno == 0 && record.sock_type == STREAM;
+    established.then(|| record.returned.saturating_sub(record.time))
 }
 
 /// SOCK_STREAM and SOCK_SEQPACKET (SCTP): what has connections.

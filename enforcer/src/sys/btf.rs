@@ -63,6 +63,7 @@ fn offsets_of(bytes: &[u8]) -> Result<Offsets, BtfError> {
         mm_arg_end: at("mm_struct", &["arg_end"])?,
         file_dentry: at("file", &["f_path", "dentry"])?,
         file_mnt: at("file", &["f_path", "mnt"])?,
+        file_private_data: at("file", &["private_data"])?,
         file_inode: at("file", &["f_inode"])?,
         inode_ino: at("inode", &["i_ino"])?,
         inode_sb: at("inode", &["i_sb"])?,

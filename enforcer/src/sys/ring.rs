@@ -54,7 +54,7 @@ mod tests {
         assert!(Record::parse(&bytes[..3]).is_none());
         bytes[0] = KIND_CONNECT as u8;
         assert!(matches!(Record::parse(&bytes), Some(Record::Connect(..))));
-        assert!(Record::parse(&bytes[..167]).is_none());
+        assert!(Record::parse(&bytes[..175]).is_none());
         bytes[0] = KIND_ANSWER as u8;
         bytes[4] = 136;
         assert!(matches!(Record::parse(&bytes), Some(Record::Answer(_, payload)) if payload.len() == 136));

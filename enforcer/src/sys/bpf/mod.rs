@@ -15,10 +15,11 @@ use std::path::{Path, PathBuf};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Lsm};
+use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FExit, Lsm};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use enforcer_common::answer::{Lifetime, Outcome};
 use enforcer_common::counter::{COUNTERS, Counter, OUTCOMES_AT};
+use enforcer_common::event::ConnectRecord;
 use enforcer_common::kernel::{Control, Offsets, Settings};
 use enforcer_common::name::Header;
 use enforcer_common::{Addr, Entry, limits};
@@ -45,9 +46,10 @@ const NETWORKS: &str = "NETWORKS";
 const RING: &str = "RING";
 const COUNTS: &str = "COUNTS";
 const SEQUENCE: &str = "SEQUENCE";
-const MAPS: [&str; 14] = [
-    ADDRESSES, NETWORKS, RING, COUNTS, SEQUENCE, REPEATS, ANSWERED, HOST, NEVER_DENY, CONTROL, HEADERS,
-    NAMES, DOMAINS, AUTOMATA,
+const PENDING: &str = "PENDING";
+const MAPS: [&str; 15] = [
+    ADDRESSES, NETWORKS, RING, COUNTS, SEQUENCE, PENDING, REPEATS, ANSWERED, HOST, NEVER_DENY, CONTROL,
+    HEADERS, NAMES, DOMAINS, AUTOMATA,
 ];
 
 /// Prefix of a link's pin; the rest is the program's name.
@@ -112,6 +114,8 @@ pub struct Options<'a> {
     pub arguments: bool,
     /// Repeats are counted, not reported.
     pub aggregate: bool,
+    /// Connects that are not refused are reported when the call returns. Only with LSM hooks.
+    pub outcome: bool,
     /// What is not reported.
     pub ignore: &'a [Ignore],
     /// Where cgroup2 is mounted.
@@ -128,9 +132,12 @@ pub struct Kernel {
     addresses: HashMap<MapData, [u8; 16], Wire<Entry>>,
     networks: LpmTrie<MapData, [u8; 16], Wire<Entry>>,
     counts: PerCpuArray<MapData, u64>,
+    pending: HashMap<MapData, u32, Wire<ConnectRecord>>,
     pub answers: Answers,
     pub windows: Windows,
     pub ignored_cgroups: IgnoredCgroups,
+    /// Connects are reported when the call returns.
+    pub tells_outcome: bool,
     pin: PathBuf,
 }
 
@@ -145,6 +152,8 @@ unsafe impl Pod for Wire<Entry> {}
 unsafe impl Pod for Wire<Offsets> {}
 // SAFETY: as above.
 unsafe impl Pod for Wire<Settings> {}
+// SAFETY: as above.
+unsafe impl Pod for Wire<ConnectRecord> {}
 
 impl Kernel {
     /// Loads and attaches everything, taking over the pinned maps of a daemon before this one.
@@ -156,9 +165,11 @@ impl Kernel {
             addresses: take(&mut ebpf, ADDRESSES)?,
             networks: take(&mut ebpf, NETWORKS)?,
             counts: take(&mut ebpf, COUNTS)?,
+            pending: take(&mut ebpf, PENDING)?,
             answers: Answers::take(&mut ebpf, &pin, limits::ANSWERED)?,
             windows: Windows::take(&mut ebpf, &pin)?,
             ignored_cgroups: ignore::fill(&mut ebpf, options.ignore, options.cgroup_root)?,
+            tells_outcome: options.outcome,
             pin,
         };
         let ring = Ring(take(&mut ebpf, RING)?);
@@ -221,6 +232,20 @@ impl Kernel {
         Ok(per_cpu.iter().sum())
     }
 
+    /// Takes connects from before `then` whose return was missed.
+    pub fn overdue(&mut self, then: u64) -> Result<Vec<ConnectRecord>, BpfError> {
+        let failed = |source| BpfError::Map { map: PENDING, source };
+        let all: Vec<_> = self.pending.iter().collect::<Result<_, _>>().map_err(failed)?;
+        let mut overdue = Vec::new();
+        for (tid, Wire(record)) in all.into_iter().filter(|(_, Wire(record))| record.time < then) {
+            // Whoever removes it reports it.
+            if self.pending.remove(&tid).is_ok() {
+                overdue.push(record);
+            }
+        }
+        Ok(overdue)
+    }
+
     /// Lets go of every hook. The kernel detaches them in its own time: see `canary::release_kernel`.
     pub fn detach(&self) -> Result<(), BpfError> {
         remove_links_except(&self.pin, &[])
@@ -268,6 +293,8 @@ fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
         ttl_cap: options.lifetime.cap,
         arguments: options.arguments.into(),
         aggregate: options.aggregate.into(),
+        outcome: (options.outcome && options.hooks == Hooks::Lsm).into(),
+        reserved: 0,
         ignored_verdicts: masks.verdicts,
         any_user: masks.any_user,
         any_cgroup: masks.any_cgroup,
@@ -295,6 +322,7 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
         ADDRESSES => (16, entry),
         NETWORKS => (20, entry),
         COUNTS | SEQUENCE => (4, 8),
+        PENDING => (4, size_of::<ConnectRecord>() as u32),
         HOST => (16, 4),
         NEVER_DENY => (20, 4),
         CONTROL => (4, size_of::<Control>() as u32),
@@ -323,6 +351,7 @@ fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) 
 
 const LSM_PROGRAMS: [&str; 2] = ["socket_connect", "socket_sendmsg"];
 const CGROUP_PROGRAMS: [&str; 4] = ["connect4", "connect6", "sendmsg4", "sendmsg6"];
+pub const EXIT_PROGRAM: &str = "connect_exit";
 const DNS_PROGRAM: &str = "dns_ingress";
 
 /// Attaches the new programs beside the old ones, lets each take its predecessor's place, then drops what this
@@ -335,6 +364,10 @@ fn attach(ebpf: &mut Ebpf, options: &Options<'_>, pin: &Path) -> Result<(), BpfE
     match options.hooks {
         Hooks::Lsm => {
             let btf = Btf::from_sys_fs().map_err(|error| BpfError::Object(error.into()))?;
+            // First: what it takes care of must not be put aside without it.
+            if options.outcome {
+                links.push((EXIT_PROGRAM, connect_exit(ebpf, &btf)?));
+            }
             for program in LSM_PROGRAMS {
                 links.push((program, lsm(ebpf, program, &btf)?));
             }
@@ -356,6 +389,14 @@ fn lsm(ebpf: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<FdLink, BpfErro
     let failed = |source| BpfError::Program { program: name, source };
     let program: &mut Lsm = program(ebpf, name)?.try_into().map_err(failed)?;
     program.load(name, btf).map_err(failed)?;
+    let link = program.attach().map_err(failed)?;
+    Ok(program.take_link(link).map_err(failed)?.into())
+}
+
+fn connect_exit(ebpf: &mut Ebpf, btf: &Btf) -> Result<FdLink, BpfError> {
+    let failed = |source| BpfError::Program { program: EXIT_PROGRAM, source };
+    let program: &mut FExit = program(ebpf, EXIT_PROGRAM)?.try_into().map_err(failed)?;
+    program.load("__sys_connect_file", btf).map_err(failed)?;
     let link = program.attach().map_err(failed)?;
     Ok(program.take_link(link).map_err(failed)?.into())
 }

@@ -4,6 +4,7 @@ mod clients;
 mod events;
 pub(crate) mod facts;
 mod life;
+mod outcome;
 mod race;
 mod reload;
 mod resolvers;
@@ -30,7 +31,7 @@ pub(crate) fn is_native() -> bool {
 
 pub(crate) fn all() -> Vec<Test> {
     if is_native() {
-        return [race::native(), resolvers::tests()].concat();
+        return [race::native(), resolvers::tests(), facts::native(), volume::tests()].concat();
     }
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if command_line.split_whitespace().any(|word| word == WITHOUT_BPF) {
@@ -46,8 +47,15 @@ pub(crate) fn all() -> Vec<Test> {
         events::tests(),
         facts::tests(),
         volume::tests(),
+        outcome::tests(),
     ]
     .concat()
+}
+
+/// For tests that also run natively, where there are no LSM programs.
+pub(crate) fn setup(settings: &str) -> Result<Setup> {
+    let layer = if is_native() { "layer = \"cgroup\"\n" } else { "" };
+    Setup::new(&format!("{layer}{settings}"))
 }
 
 pub(crate) const BAD: &str = "bad.example";

@@ -35,7 +35,7 @@ fn sum<'a>(events: impl IntoIterator<Item = &'a Connect>) -> u64 {
 fn repeats() -> Result<()> {
     const SENT: u64 = 20_000;
     let _resolver = resolver()?;
-    let setup = Setup::new("aggregate = \"1s\"")?;
+    let setup = super::setup("aggregate = \"1s\"")?;
     setup.write_policy("deny.toml", &deny(BAD))?;
     let daemon = setup.start()?;
     learn(&setup, BAD, BAD_V4)?;
@@ -52,13 +52,13 @@ fn repeats() -> Result<()> {
     let events = ours(&setup)?;
     let (denied, allowed): (Vec<_>, Vec<_>) =
         events.iter().partition(|event| event.verdict == VerdictName::Deny);
-    println!("{} events for {SENT} connects", events.len());
+    println!("measured: {} events for {SENT} connects", events.len());
     ensure!(sum(denied.iter().copied()) == SENT / 4 - 1, "{denied:?}");
     ensure!(sum(allowed.iter().copied()) == SENT * 3 / 4 + 1, "{allowed:?}");
     ensure!(events.len() < SENT as usize / 100, "{} events", events.len());
     for event in &events {
         let who = &event.process;
-        ensure!(who.pid == std::process::id() && who.executable == first.process.executable, "{event:?}");
+        ensure!(who.pid == first.process.pid && who.executable == first.process.executable, "{event:?}");
         ensure!(event.count == 1 || event.window.is_some(), "{event:?}");
         ensure!((event.dst_ip == BAD_V4) == (event.verdict == VerdictName::Deny), "{event:?}");
         let reported = |other: &Connect| other.window.is_none() && other.sequence == event.sequence;
@@ -69,7 +69,7 @@ fn repeats() -> Result<()> {
 
 fn crowded() -> Result<()> {
     const KINDS: u32 = 20_000;
-    let setup = Setup::new("aggregate = \"1h\"")?;
+    let setup = super::setup("aggregate = \"1h\"")?;
     let daemon = setup.start()?;
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     for _ in 0..2 {
@@ -82,14 +82,14 @@ fn crowded() -> Result<()> {
     let counters = setup.status()?.counters;
     daemon.stop()?;
     let told = sum(&ours(&setup)?);
-    println!("{told} told of {}; {} had no room", 2 * KINDS, counters.unaggregated);
+    println!("measured: {told} told of {}; {} had no room", 2 * KINDS, counters.unaggregated);
     ensure!(counters.unaggregated > 0, "there was room for all: this tests nothing");
     ensure!(told == u64::from(2 * KINDS), "{told}");
     Ok(())
 }
 
 fn dead() -> Result<()> {
-    let setup = Setup::new("aggregate = \"1h\"")?;
+    let setup = super::setup("aggregate = \"1h\"")?;
     let daemon = setup.start()?;
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     let to = SocketAddr::from(([203, 0, 113, 77], PORT));
@@ -117,7 +117,7 @@ fn ignored() -> Result<()> {
         group.shown()
     );
     let _resolver = resolver()?;
-    let setup = Setup::new(&settings)?;
+    let setup = super::setup(&settings)?;
     setup.write_policy("deny.toml", &deny(BAD))?;
     let daemon = setup.start()?;
     learn(&setup, BAD, BAD_V4)?;
