@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use enforcer_common::counter::Counter;
-use enforcer_common::event::Repeats;
+use enforcer_common::event::{KIND_SOCKET, Repeats};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -246,7 +246,11 @@ impl Daemon {
             }
             Some(Record::Connect(record, tail)) => {
                 let facts = self.processes.facts(&record, &tail);
-                let event = Arc::new(self.state.connect(&record, facts, clock::wall_time(record.time)));
+                let time = clock::wall_time(record.time);
+                let event = Arc::new(match record.kind {
+                    KIND_SOCKET => self.state.socket_connect(&record, tail.address(), facts, time),
+                    _ => self.state.connect(&record, facts, time),
+                });
                 self.firsts.remember(&record, &event);
                 self.emit(event);
             }

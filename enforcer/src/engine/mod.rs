@@ -8,5 +8,6 @@ pub mod plan;
 pub mod policy;
 pub mod process;
 pub mod record;
+pub mod sockaddr;
 pub mod state;
 pub mod tables;

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use enforcer_common::event::{AnswerRecord, ConnectRecord, Layer, RETURNED};
+use enforcer_common::event::{AF_INET, AF_INET6, AnswerRecord, ConnectRecord, Layer, RETURNED};
 use enforcer_common::verdict::BootNanos;
 use enforcer_common::{Addr, Entry, RuleId, Verdict};
 
@@ -14,9 +14,10 @@ use super::dns::wire;
 use super::name::Name;
 use super::plan::{Planner, Step, View};
 use super::record::{
-    Connect, Event, Gap, LayerName, NameKind, NameOrigin, Process, VerdictName, family_name, printable,
-    protocol_name, socket_type_name,
+    Connect, Event, Gap, LayerName, NameKind, NameOrigin, Process, SocketConnect, VerdictName, family_name,
+    printable, protocol_name, socket_type_name,
 };
+use super::sockaddr;
 
 const TCP: u16 = 6;
 
@@ -196,6 +197,33 @@ impl State {
             STREAM | SEQPACKET => Event::TcpConnect(connect),
             _ => Event::UdpConnect(connect),
         }
+    }
+
+    /// The event for a connect as the raw hook saw it. `address`: its `sockaddr`.
+    pub fn socket_connect(
+        &self,
+        record: &ConnectRecord,
+        address: &[u8],
+        facts: Facts,
+        time: String,
+    ) -> Event {
+        let address = sockaddr::read(address);
+        let internet = matches!(address.family, AF_INET | AF_INET6);
+        Event::SocketConnect(SocketConnect {
+            time,
+            sequence: record.sequence,
+            family: family_name(address.family),
+            socket_type: socket_type_name(record.sock_type),
+            // Numbers mean something else in each family.
+            protocol: if internet {
+                protocol_name(record.protocol)
+            } else {
+                record.protocol.to_string().into()
+            },
+            address: address.text,
+            port: address.port,
+            process: process(record, facts),
+        })
     }
 
     /// The event for records that were lost.

@@ -110,6 +110,8 @@ pub struct Options<'a> {
     pub hooks: Hooks,
     /// `enforcer_common::kernel::REPORT_*`
     pub report: u32,
+    /// Which events there are: `enforcer_common::kernel::TCP_CONNECT` and others.
+    pub events: u32,
     /// Reports carry the command line.
     pub arguments: bool,
     /// Repeats are counted, not reported.
@@ -294,7 +296,7 @@ fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
         arguments: options.arguments.into(),
         aggregate: options.aggregate.into(),
         outcome: (options.outcome && options.hooks == Hooks::Lsm).into(),
-        reserved: 0,
+        events: options.events,
         ignored_verdicts: masks.verdicts,
         any_user: masks.any_user,
         any_cgroup: masks.any_cgroup,
