@@ -27,6 +27,8 @@ pub struct DnsCounts {
     pub answers: u64,
     pub unparsed: u64,
     pub truncated: u64,
+    /// Answers with names that only globs name for which the kernel has no room.
+    pub late_globs: u64,
     /// Bindings of denied names to addresses that are never denied.
     pub refused: u64,
 }
@@ -100,6 +102,16 @@ impl State {
         }
     }
 
+    /// Takes over what the packet path entered for answers that were lost on their way here.
+    pub fn carry(&mut self, entries: impl IntoIterator<Item = (Addr, Entry)>, now: BootNanos) -> Vec<Step> {
+        for (addr, entry) in entries {
+            if !self.never.contains(addr) {
+                self.planner.carry(addr, entry);
+            }
+        }
+        self.replan(now)
+    }
+
     /// A new set of rules: matched against everything already seen.
     pub fn set_policy(&mut self, compiled: Compiled, now: BootNanos) -> Vec<Step> {
         self.compiled = Some(compiled);
@@ -137,6 +149,8 @@ impl State {
             return Vec::new();
         };
         self.dns.truncated += u64::from(answer.truncated);
+        let late = self.compiled.as_ref().is_some_and(|compiled| compiled.is_late(&answer.chain));
+        self.dns.late_globs += u64::from(late && !answer.addresses.is_empty());
         let changed = self.table.observe(&answer, Some(Addr::from_v6(record.server)), now);
         self.plan(now, |planner, view| planner.readdress(changed, view))
     }
