@@ -236,9 +236,9 @@ impl Reader<'_> {
         let mut kinds = EventKinds { tcp_connect: false, udp_connect: false, socket_connect: false };
         for item in list {
             match self.choice("events", item, KINDS) {
-                Some(Kind::TcpConnect) => kinds.tcp_connect = true,
-                Some(Kind::UdpConnect) => kinds.udp_connect = true,
-                Some(Kind::SocketConnect) => kinds.socket_connect = true,
+                Some(Kind::Tcp) => kinds.tcp_connect = true,
+                Some(Kind::Udp) => kinds.udp_connect = true,
+                Some(Kind::Raw) => kinds.socket_connect = true,
                 None => {}
             }
         }
@@ -334,16 +334,13 @@ const EVENTS: &[(&str, EventVolume)] =
     &[("all", EventVolume::All), ("denied", EventVolume::Denied), ("none", EventVolume::None)];
 #[derive(Clone, Copy)]
 enum Kind {
-    TcpConnect,
-    UdpConnect,
-    SocketConnect,
+    Tcp,
+    Udp,
+    Raw,
 }
 
-const KINDS: &[(&str, Kind)] = &[
-    ("net_tcp_connect", Kind::TcpConnect),
-    ("net_udp_connect", Kind::UdpConnect),
-    ("security_socket_connect", Kind::SocketConnect),
-];
+const KINDS: &[(&str, Kind)] =
+    &[("net_tcp_connect", Kind::Tcp), ("net_udp_connect", Kind::Udp), ("security_socket_connect", Kind::Raw)];
 const LAYERS: &[(&str, LayerChoice)] =
     &[("auto", LayerChoice::Auto), ("lsm", LayerChoice::Lsm), ("cgroup", LayerChoice::Cgroup)];
 const ON_STOP: &[(&str, OnStop)] = &[("release", OnStop::Release), ("keep", OnStop::Keep)];
