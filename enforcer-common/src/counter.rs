@@ -36,8 +36,10 @@ pub enum Counter {
     Repeated = 14,
     /// Connects that were reported one by one, because there was no room to count their repeats.
     Unaggregated = 15,
+    /// DNS messages that said what had just been said, and were not copied again.
+    AnswersRepeated = 16,
 }
 
 /// The counters of what became of the answers follow the others.
-pub const OUTCOMES_AT: u32 = 16;
+pub const OUTCOMES_AT: u32 = 17;
 pub const COUNTERS: u32 = OUTCOMES_AT + OUTCOMES;

@@ -17,7 +17,7 @@ use enforcer_common::{
 };
 
 use crate::{
-    copy,
+    copy, heard,
     kernel::lifetime,
     maps::{ANSWERED, Answered, HOST, NEVER_DENY, WORK, count, count_outcome},
     packet::{self, NotDns, Packet, TCP, Work},
@@ -57,7 +57,9 @@ fn handle(packet: &mut Packet<'_>) -> bool {
         count_outcome(outcome);
     }
     // The daemon's copy comes after the decision, so that no loss can come between.
-    copy::copy(packet);
+    if !heard::is_no_news(packet) && copy::copy(packet) {
+        heard::remember(packet);
+    }
     packet.work.record.dropped == 0
 }
 

@@ -18,24 +18,24 @@ struct Answer<const N: usize> {
     payload: [u8; N],
 }
 
-/// Copies the payload to the ring, behind `work.record`.
+/// Copies the payload to the ring, behind `work.record`. False: it is lost, and counted.
 #[inline(always)]
-pub fn copy(packet: &mut Packet<'_>) {
+pub fn copy(packet: &mut Packet<'_>) -> bool {
     // Three sizes, because the kernel wants the size of a ring record to be a constant.
     if packet.work.len <= SMALL {
-        copy_sized::<{ SMALL as usize }>(packet);
+        copy_sized::<{ SMALL as usize }>(packet)
     } else if packet.work.len <= MEDIUM {
-        copy_sized::<{ MEDIUM as usize }>(packet);
+        copy_sized::<{ MEDIUM as usize }>(packet)
     } else {
-        copy_sized::<ANSWER_BYTES>(packet);
+        copy_sized::<ANSWER_BYTES>(packet)
     }
 }
 
 #[inline(always)]
-fn copy_sized<const N: usize>(packet: &mut Packet<'_>) {
+fn copy_sized<const N: usize>(packet: &mut Packet<'_>) -> bool {
     let Some(mut record) = RING.reserve_untyped::<Answer<N>>(0) else {
         count(Counter::LostAnswers);
-        return;
+        return false;
     };
     let slot: *mut Answer<N> = MaybeUninit::as_mut_ptr(&mut record);
     let len = if packet.work.len > N as u32 { N as u32 } else { packet.work.len };
@@ -52,4 +52,5 @@ fn copy_sized<const N: usize>(packet: &mut Packet<'_>) {
         count(Counter::FaultPacket);
         record.discard(0);
     }
+    copied
 }

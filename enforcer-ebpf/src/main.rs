@@ -18,6 +18,7 @@ mod connect;
 mod copy;
 mod draft;
 mod facts;
+mod heard;
 mod ignore;
 mod kernel;
 mod maps;

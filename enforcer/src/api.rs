@@ -111,6 +111,7 @@ pub struct Counters {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DnsStatus {
+    /// Messages of DNS servers. Of those that say what was said within the last second, the daemon hears the first.
     pub answers: u64,
     /// Of denied, audited or excepted names, matched in the kernel before the application could read them.
     pub matched: u64,

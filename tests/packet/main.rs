@@ -93,6 +93,7 @@ fn main() {
     protection(&mut subject, &rules);
     swaps(&mut subject, &rules);
     full(&mut subject, &rules);
+    repeats(&mut subject);
     fuzz(&mut subject, &rules, number(0).unwrap_or(5), number(1).unwrap_or(1));
     costs(&mut subject);
     println!("1 passed, 0 failed, 0 skipped");
@@ -438,6 +439,45 @@ fn full(subject: &mut Subject, _: &Rules) {
     }
     assert_eq!(subject.count(Counter::AnswersDropped), before + 1);
     subject.take_entered();
+}
+
+/// The daemon is told once a second what is said over and over; what is new in it, at once.
+fn repeats(subject: &mut Subject) {
+    let name = "denied.example";
+    let frame = |message: Message| Carrier::Udp4.frame(&message.bytes);
+    let asked = || Message::asked(name, A, true);
+    // Other CPUs remember other answers.
+    let cpu = rustix::thread::sched_getcpu();
+    let mut only = rustix::thread::CpuSet::new();
+    only.set(cpu);
+    rustix::thread::sched_setaffinity(None, &only).unwrap();
+    let before = subject.count(Counter::AnswersRepeated);
+    let first = frame(asked().a(name, 300, v4(1)));
+    assert!(subject.is_copied(&first));
+    assert!(!subject.is_copied(&first), "told twice");
+    // Another question of the same client, from another port.
+    let mut later = frame(asked().a(name, 299, v4(1)).set(0, 0x77));
+    later[14 + 20 + 3] ^= 1;
+    assert!(!subject.is_copied(&later));
+    assert_eq!(subject.count(Counter::AnswersRepeated), before + 2);
+    let news = [
+        ("another address", frame(asked().a(name, 300, v4(2)))),
+        ("one more address", frame(asked().a(name, 300, v4(1)).a(name, 300, v4(2)))),
+        ("a longer life", frame(asked().a(name, 86_400, v4(1)))),
+        ("another alias", frame(asked().cname(name, 300, "x.example").a("x.example", 300, v4(1)))),
+        ("cut off", frame(asked().a(name, 300, v4(1)).set(2, 0x83))),
+    ];
+    for (what, frame) in news {
+        assert!(subject.is_copied(&frame), "{what}");
+    }
+    let mut other = first.clone();
+    other[14 + 15] ^= 1;
+    assert!(subject.is_copied(&other), "another server");
+    let stream = Carrier::Tcp4.frame(&asked().a(name, 300, v4(1)).bytes);
+    assert!(
+        subject.is_copied(&stream) && subject.is_copied(&stream),
+        "streams are put together by the daemon"
+    );
 }
 
 /// Made up, or recorded; half of them broken somewhere.

@@ -37,6 +37,7 @@ pub(crate) struct Subject {
     pub(crate) answers: Answers,
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, u64>,
+    clients: u32,
     halves: [Half; 2],
     mount: PathBuf,
 }
@@ -77,7 +78,7 @@ impl Subject {
         if let Err(error) = program.load() {
             panic!("{}", format!("{error:?}").replace("\\n", "\n"));
         }
-        Self { ebpf, answers, ring, counts, halves, mount }
+        Self { ebpf, answers, ring, counts, clients: 0, halves, mount }
     }
 
     fn program(&self) -> &CgroupSkb {
@@ -90,6 +91,7 @@ impl Subject {
 
     /// The packet's way through the program. What it entered is taken out again.
     pub(crate) fn run(&mut self, frame: &[u8]) -> Run {
+        let frame = &self.to_somebody_else(frame);
         let result = self
             .program()
             .test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() })
@@ -113,11 +115,29 @@ impl Subject {
 
     /// Whether the packet is delivered, and whether its record says that it was dropped.
     pub(crate) fn pass(&mut self, frame: &[u8]) -> (bool, bool) {
+        let frame = &self.to_somebody_else(frame);
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
         let result = self.program().test_run(options).unwrap();
         let record = self.ring.next().expect("a packet from port 53 is copied");
         let Some(Record::Answer(header, _)) = Record::parse(&record) else { panic!("an odd record") };
         (result.return_value == 1, header.dropped == 1)
+    }
+
+    /// The same packet for another client: what it says is news.
+    fn to_somebody_else(&mut self, frame: &[u8]) -> Vec<u8> {
+        let mut frame = frame.to_vec();
+        self.clients += 1;
+        let end = if frame[14] >> 4 == 4 { 14 + 20 } else { 14 + 40 };
+        frame[end - 4..end].copy_from_slice(&self.clients.to_be_bytes());
+        frame
+    }
+
+    /// Whether the daemon is told of the packet as it is.
+    pub(crate) fn is_copied(&mut self, frame: &[u8]) -> bool {
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
+        self.program().test_run(options).unwrap();
+        self.take_entered();
+        self.ring.next().is_some()
     }
 
     pub(crate) fn take_entered(&mut self) -> BTreeMap<Addr, Entry> {

@@ -94,6 +94,8 @@ pub struct Scratch {
     /// Of the names so far: the first rule of each action, whichever name it names.
     claimed: Match,
     outcome: u32,
+    /// Of everything that is said: names, addresses, and roughly their times to live.
+    digest: u64,
     reader: reader::State,
     records: records::State,
     pub found_len: u32,
@@ -108,6 +110,7 @@ impl Scratch {
         name: Name::EMPTY,
         claimed: Match::NONE,
         outcome: 0,
+        digest: 0,
         reader: reader::State::EMPTY,
         records: records::State::EMPTY,
         found_len: 0,
@@ -123,6 +126,24 @@ impl Scratch {
             matched.allow = Match::NONE.allow;
         }
         matched
+    }
+
+    /// A hash by which two answers that say the same are known. It need not be strong: it decides only whether the
+    /// daemon is told again.
+    #[inline(always)]
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    #[inline(always)]
+    fn absorb(&mut self, word: u64) {
+        self.digest = (self.digest ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+
+    /// Cut off, so that the client may ask again.
+    #[inline(always)]
+    pub fn is_truncated(&self) -> bool {
+        self.u16(FLAGS) & TRUNCATED != 0
     }
 
     #[inline(always)]
@@ -206,6 +227,7 @@ pub fn read<T: Tables>(scratch: &mut Scratch, tables: &T) -> Outcome {
     scratch.outcome = Outcome::Decided as u32;
     scratch.found_len = 0;
     scratch.claimed = Match::NONE;
+    scratch.digest = 0;
     let mut walk = Walk { scratch, tables };
     if let Err(Refused(why)) = message(&mut walk) {
         walk.scratch.found_len = 0;
@@ -257,6 +279,7 @@ impl<T: Tables> Walk<'_, T> {
         if odd {
             self.scratch.late(Outcome::OddName);
         }
+        self.scratch.absorb(self.scratch.reader.identity);
         match_name(self, odd);
         self.scratch.claimed = self.scratch.claimed.merge(self.scratch.name.matched);
     }

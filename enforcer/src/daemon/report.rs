@@ -101,7 +101,7 @@ fn dns(daemon: &Daemon) -> DnsStatus {
     let counts = daemon.state.dns_counts();
     let table = daemon.state.table();
     DnsStatus {
-        answers: counts.answers,
+        answers: counts.answers + daemon.installer.count(Counter::AnswersRepeated),
         matched: daemon.installer.count(Counter::AnswersMatched),
         late: late(daemon),
         dropped: daemon.installer.count(Counter::AnswersDropped),
