@@ -27,8 +27,8 @@ vm: setup ## run the kernel tests in VMs: make vm KERNELS="6.1 6.12 7.1" TEST=fa
 native: setup ## run the tests that need no VM in a container on this kernel (root): make native TEST=race
 	@tests/vm/lab run --kernels native $(TEST)
 
-bench: setup ## measure what enforcing costs on this machine (root)
-	@tests/vm/lab bench
+bench: setup ## measure what enforcing costs on this machine (root): make bench BENCH=scale
+	@tests/vm/lab bench $(BENCH)
 
 fuzz: setup ## fuzz every parser: make fuzz SECONDS=600
 	@tests/fuzz/run $(or $(SECONDS),60)

@@ -10,7 +10,7 @@ use enforcer_tests::daemon::Setup;
 use enforcer_tests::resolver::{Place, Resolver};
 use rustix::process::Signal;
 
-use crate::machine;
+use crate::{machine, median};
 
 const NAMES: u32 = 1000;
 /// One name in so many is denied.
@@ -18,7 +18,7 @@ const DENIED_EVERY: u32 = 10;
 const SUFFIXES: u32 = 1000;
 const GLOBS: u32 = 20;
 const QUERIES: &str = "/run/bench-queries";
-/// If `BENCH_ROUNDS` and `BENCH_SECONDS` do not say otherwise.
+/// If `BENCH_ROUNDS` and `BENCH_SECONDS` do not say otherwise; `BENCH_SETTINGS` are more lines of enforcer.toml.
 const ROUNDS: usize = 9;
 const SECONDS: usize = 3;
 const CPU_STAT: &str = "/sys/fs/cgroup/cpu.stat";
@@ -45,14 +45,15 @@ pub(crate) fn run() -> Result<()> {
     let queries: String = records.iter().map(|(name, _)| format!("{name} A\n")).collect();
     fs::write(QUERIES, queries)?;
     let _resolver = Resolver::start_at(Place::Loopback, &records, &["--cache-size=10000"])?;
-    let setup = Setup::new("layer = \"cgroup\"")?;
+    let settings = std::env::var("BENCH_SETTINGS").unwrap_or_default();
+    let setup = Setup::new(&format!("layer = \"cgroup\"\n{settings}"))?;
     setup.write_policy("deny.toml", &policy())?;
 
     println!(
         "DNS queries a second, dnsperf through dnsmasq on loopback, {NAMES} names, 1 in {DENIED_EVERY} denied,"
     );
     println!("policy of {SUFFIXES} suffixes and {GLOBS} globs; {rounds} rounds of {seconds} s each, in turn");
-    println!("{}\n", machine::description());
+    println!("{}{}{settings}\n", machine::description(), if settings.is_empty() { "" } else { "; " });
     row("round", COLUMNS.map(|(_, name)| name.to_owned()));
     let mut columns = [const { Vec::new() }; COLUMNS.len()];
     for round in 0..rounds {
@@ -65,8 +66,9 @@ pub(crate) fn run() -> Result<()> {
         }
         row(&(round + 1).to_string(), rates.map(|rate| rate.to_string()));
     }
-    let rates = columns.each_ref().map(|column| median(column, |rate| rate.queries));
-    let costs = columns.each_ref().map(|column| median(column, |rate| rate.microseconds));
+    let rates = columns.each_ref().map(|column| median(column.iter().map(|rate| rate.queries).collect()));
+    let costs =
+        columns.each_ref().map(|column| median(column.iter().map(|rate| rate.microseconds).collect()));
     row("median", [0, 1, 2].map(|n| Rate { queries: rates[n], microseconds: costs[n] }.to_string()));
     row("ratio", [0, 1, 2].map(|n| format!("{:.3} / {:.3}", rates[n] / rates[0], costs[0] / costs[n])));
     println!(
@@ -153,12 +155,6 @@ fn dnsperf(seconds: usize) -> Result<Rate> {
     ensure!(figure("Queries lost:")? <= figure("Queries sent:")? / 100.0, "more than 1 % was lost:\n{text}");
     let used = cpu_microseconds()? - before;
     Ok(Rate { queries: figure("Queries per second:")?, microseconds: used / figure("Queries completed:")? })
-}
-
-fn median(rates: &[Rate], of: fn(&Rate) -> f64) -> f64 {
-    let mut values: Vec<f64> = rates.iter().map(of).collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn setting(name: &str, default: usize) -> Result<usize> {

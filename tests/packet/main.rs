@@ -83,7 +83,7 @@ fn main() {
     }
     let mut subject = Subject::load();
     println!("packet: dns_ingress verified_insns={}", subject.verified_instructions());
-    let rules = Rules::new(POLICY);
+    let rules = Rules::read(POLICY);
     assert!(rules.tables().late.is_empty());
     println!("packet: {} states, {} words", rules.tables().states, rules.tables().automata.len() * 16);
     no_tables(&mut subject);
@@ -406,7 +406,7 @@ fn protection(subject: &mut Subject, _: &Rules) {
 fn swaps(subject: &mut Subject, rules: &Rules) {
     let frame =
         Carrier::Udp4.frame(&Message::asked("denied.example", A, true).a("denied.example", 60, v4(1)).bytes);
-    let other = Rules::new("[[rule]]\nname = \"x\"\naction = \"deny\"\nhosts = [\"other.example\"]");
+    let other = Rules::read("[[rule]]\nname = \"x\"\naction = \"deny\"\nhosts = [\"other.example\"]");
     for turn in 0..4 {
         let (rules, denied) = if turn % 2 == 0 { (&other, 0) } else { (rules, 1) };
         subject.answers.install(rules.tables()).unwrap();

@@ -8,7 +8,7 @@ use aya::maps::{HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{CgroupSkb, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use enforcer::engine::compile::{Compiled, Network};
-use enforcer::engine::policy::{self, Lists, PolicySet, Source};
+use enforcer::engine::policy::{self, Source};
 use enforcer::engine::tables::Tables;
 use enforcer::sys::bpf::{Answers, OBJECT, double};
 use enforcer::sys::ring::Record;
@@ -170,15 +170,16 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    pub(crate) fn new(text: &str) -> Self {
+    /// With the list files that it names.
+    pub(crate) fn read(text: &str) -> Self {
         let source = Source { path: "test.toml".into(), bytes: text.into() };
         let parsed = policy::parse(&[source]).unwrap_or_else(|errors| panic!("{errors:?}"));
-        Self::with_lists(&parsed.set, &Lists::default())
-    }
-
-    pub(crate) fn with_lists(set: &PolicySet, lists: &Lists) -> Self {
+        let (lists, _, problems) = enforcer::sys::policy_dir::read_lists(&parsed.set);
+        assert!(problems.is_empty(), "{problems:?}");
         let key = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
-        Self { compiled: Compiled::new(set, lists, key).unwrap_or_else(|errors| panic!("{errors:?}")) }
+        Self {
+            compiled: Compiled::new(&parsed.set, &lists, key).unwrap_or_else(|errors| panic!("{errors:?}")),
+        }
     }
 
     pub(crate) fn tables(&self) -> &Tables {

@@ -29,7 +29,7 @@ use crate::sys::control::{self, Query};
 use crate::sys::process::Processes;
 use crate::sys::ring::Record;
 use crate::sys::sink::Sinks;
-use crate::sys::{clock, host, policy_dir};
+use crate::sys::{clock, host, memory, policy_dir};
 
 use installer::Installer;
 use policies::Policies;
@@ -364,6 +364,7 @@ impl Daemon {
         self.installer.apply(steps, &mut self.state);
         self.installer.remove_networks(old);
         self.policies.took(clock::boot_ns() - begin);
+        memory::give_back();
     }
 
     fn tick(&mut self) {

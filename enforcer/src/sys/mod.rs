@@ -8,6 +8,7 @@ pub mod clock;
 pub mod control;
 pub mod host;
 pub mod log;
+pub mod memory;
 pub mod policy_dir;
 pub mod preflight;
 pub mod process;

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .common import GUEST, LabError
 
+NAME = "enforcer-native"
 END_SECONDS = 20
 NAMESPACES = ["--mount", "--net", "--pid", "--cgroup", "--uts", "--ipc"]
 
@@ -43,13 +44,26 @@ def started(work, root, payload, console):
 
 @contextmanager
 def cgroup():
-    path = cgroup2_mount() / f"enforcer-native-{os.getpid()}"
+    mount = cgroup2_mount()
+    for stale in mount.glob(f"{NAME}-*"):
+        remove_stale(stale)
+    path = mount / f"{NAME}-{os.getpid()}"
     path.mkdir()
     try:
         yield path
     finally:
         (path / "cgroup.kill").write_text("1")
         remove(path)
+
+
+def remove_stale(path):
+    """What a lab left that was killed with SIGKILL: its processes ended with it."""
+    alive = Path("/proc", path.name.rpartition("-")[2]).exists()
+    try:
+        if not alive and "populated 0" in (path / "cgroup.events").read_text():
+            remove(path)
+    except FileNotFoundError:
+        pass  # another lab was faster
 
 
 def remove(path):

@@ -22,7 +22,9 @@ chroot . passwd -q -d root
 chroot . systemctl -q mask systemd-networkd-wait-online.service apt-daily.timer e2scrub_all.timer fstrim.timer
 # Servers start when a test wants them; a name is looked up as everywhere.
 for unit in named unbound knot systemd-resolved; do chroot . systemctl -q mask $unit.service; done
+# A file: where there is none, systemd-resolved's tmpfiles.d links to what its service would write.
 rm -f etc/resolv.conf
+: > etc/resolv.conf
 sed -i 's/^hosts:.*/hosts: files dns/' etc/nsswitch.conf
 mkdir -p payload etc/enforcer
 rm -rf var/cache/apt var/lib/apt/lists

@@ -239,7 +239,7 @@ mod tests {
 
     const KEY: [u64; 2] = [7, 8];
     /// They take long to make, and are not asked here.
-    const NO_AUTOMATA: Budget = Budget { words: 0, bytes: 0 };
+    const NO_AUTOMATA: Budget = Budget::NOTHING;
 
     /// What the oracles join claims with.
     impl Claims {

@@ -3,6 +3,7 @@
 //! The matcher is `enforcer_common::name`; here its tables are made, and asked by user space.
 
 mod automata;
+mod globs;
 mod names;
 
 use std::collections::HashMap;
@@ -86,12 +87,7 @@ impl Tables {
         let named = names.build(&mut sayings, said);
         let globs: Vec<Glob<'_>> = globs
             .iter()
-            .map(|(place, glob)| Glob {
-                place: *place,
-                text: glob.glob(),
-                regex: glob.regex(),
-                said: said(*place),
-            })
+            .map(|(place, glob)| Glob { place: *place, text: glob.glob(), said: said(*place) })
             .collect();
         let made = automata::build(&globs, budget, &mut |said| {
             sayings.index(Domain { itself: said, ..Domain::NONE })
@@ -270,12 +266,7 @@ mod tests {
             deny: rule(said.deny),
             audit: rule(said.audit),
         });
-        (
-            said,
-            Compiled::with_budget(set, &Lists::default(), KEY, Budget { words: 0, bytes: 0 })
-                .unwrap()
-                .claims(&name),
-        )
+        (said, Compiled::with_budget(set, &Lists::default(), KEY, Budget::NOTHING).unwrap().claims(&name))
     }
 
     #[test]
@@ -306,7 +297,7 @@ mod tests {
         let text: Vec<String> = (0..200u32).map(|n| format!("*{n:03}*{:03}*x", n * 7 % 1000)).collect();
         let hosts: Vec<&str> = text.iter().map(String::as_str).collect();
         let set = set(&[(Action::Deny, &hosts)]);
-        let tables = tables(&set, Budget { words: 1 << 16, bytes: 1 << 16 });
+        let tables = tables(&set, Budget { words: 1 << 16, ..Budget::default() });
         assert!(tables.header.automata > 1 && !tables.late.is_empty(), "{:?}", tables.header.automata);
         assert!(tables.automata.len() * BLOCK <= (1 << 16) + BLOCK);
         let late: Vec<&str> = tables.late.iter().map(|(_, text)| text.as_str()).collect();
@@ -314,6 +305,24 @@ mod tests {
             let (said, _) = both(&set, &tables, &format!("a{n:03}b{:03}cx", n * 7 % 1000));
             assert_eq!(said.unwrap().deny == NO_RULE, late.contains(host), "{host}");
         }
+    }
+
+    /// What matched is no matter once a rule has its word: `*a.*` and `*b.*` need no state for "both".
+    #[test]
+    fn a_thousand_globs_of_one_shape_are_one_automaton() {
+        let word = |n: u32| format!("{:x}", n.wrapping_mul(0x9e37_79b9) >> 8);
+        let text: Vec<String> = (1..=1000).map(|n| format!("*-{}.*", word(n))).collect();
+        let hosts: Vec<&str> = text.iter().map(String::as_str).collect();
+        let set = set(&[(Action::Deny, &hosts)]);
+        let tables = tables(&set, Budget::default());
+        assert_eq!((tables.header.automata, tables.late.len(), tables.globs), (1, 0, 1000));
+        assert!(tables.states < 10_000, "{}", tables.states);
+        for n in 1..=1000 {
+            let name = Name::from_text(&format!("x-{}.y{}.example", word(n), word(n / 2))).unwrap();
+            assert_eq!(rule(tables.matches(&name).unwrap().deny), set.rules[0].id, "{name}");
+        }
+        let innocent = Name::from_text("x-zzz.example").unwrap();
+        assert_eq!(tables.matches(&innocent), Some(Match::NONE));
     }
 
     #[test]
@@ -329,7 +338,21 @@ mod tests {
 
     fn pattern() -> impl Strategy<Value = String> {
         let part = prop::sample::select(vec![
-            "a", "b", "ab", "-", ".", ".a", "*", "?", "[ab]", "[!a]", "{a,b.b}", "1",
+            "a",
+            "b",
+            "ab",
+            "-",
+            ".",
+            ".a",
+            "*",
+            "?",
+            "[ab]",
+            "[!a]",
+            "{a,b.b}",
+            "1",
+            "[a-c1]",
+            "{,a}",
+            "{*a,{b,1}?}",
         ]);
         prop::collection::vec(part, 1..7).prop_map(|parts| parts.concat())
     }
