@@ -13,7 +13,7 @@ use enforcer_common::{
 
 use crate::{
     draft::{Draft, TEXT},
-    kernel::{Dentry, File, Identity, KernfsNode, Mount, Pointer, Task, Unreadable, arguments_wanted},
+    kernel::{Dentry, File, KernfsNode, Mount, Pointer, Task, Unreadable, arguments_wanted},
     maps::count,
     tables::repeat,
 };
@@ -24,20 +24,19 @@ const DEPTH: u32 = 64;
 /// Fills in the numbers: what tells one kind of connect from another.
 #[inline(always)]
 pub fn numbers(record: &mut ConnectRecord) {
+    record.pid = 0;
+    record.tid = 0;
+    record.ppid = 0;
+    record.uid = u32::MAX;
+    record.gid = u32::MAX;
+    record.process_start = 0;
+    record.thread_start = 0;
+    record.parent_start = 0;
+    record.comm = [0; 16];
     let task = Task::current();
-    let who = task.identity().unwrap_or_else(|Unreadable| {
+    if task.identify(record).is_err() {
         count(Counter::FaultTask);
-        Identity::UNKNOWN
-    });
-    record.pid = who.pid;
-    record.tid = who.tid;
-    record.ppid = who.ppid;
-    record.uid = who.uid;
-    record.gid = who.gid;
-    record.process_start = who.process_start;
-    record.thread_start = who.thread_start;
-    record.parent_start = who.parent_start;
-    record.comm = who.comm;
+    }
     record.login_uid = task.login_uid().unwrap_or(u32::MAX);
     record.net_namespace = task.net_namespace().unwrap_or(0);
     record.cgroup = task.cgroup().and_then(KernfsNode::id).unwrap_or(0);

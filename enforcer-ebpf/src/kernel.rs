@@ -6,6 +6,7 @@ use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
 use enforcer_common::{
     Verdict,
     answer::Lifetime,
+    event::ConnectRecord,
     kernel::{ABSENT, Offsets, Settings},
 };
 
@@ -236,24 +237,24 @@ impl Task {
         read(self.0, global!(OFFSETS.task_pid))
     }
 
-    /// What every report needs.
+    /// What every report needs. Written to the record field by field: on the stack, each way to fail would be a state of
+    /// its own, from which the verifier walks through the rest of the program again.
     #[inline(always)]
-    pub fn identity(&self) -> Result<Identity, Unreadable> {
+    pub fn identify(&self, record: &mut ConnectRecord) -> Result<(), Unreadable> {
+        record.pid = read(self.0, global!(OFFSETS.task_tgid))?;
+        record.tid = self.tid()?;
+        record.comm = read(self.0, global!(OFFSETS.task_comm))?;
+        record.thread_start = read(self.0, global!(OFFSETS.task_start_boottime))?;
         let leader: Pointer = read(self.0, global!(OFFSETS.task_group_leader))?;
+        record.process_start = read(leader, global!(OFFSETS.task_start_boottime))?;
         let parent: Pointer = read(self.0, global!(OFFSETS.task_real_parent))?;
+        record.ppid = read(parent, global!(OFFSETS.task_tgid))?;
         let parent_leader: Pointer = read(parent, global!(OFFSETS.task_group_leader))?;
+        record.parent_start = read(parent_leader, global!(OFFSETS.task_start_boottime))?;
         let cred: Pointer = read(self.0, global!(OFFSETS.task_cred))?;
-        Ok(Identity {
-            pid: read(self.0, global!(OFFSETS.task_tgid))?,
-            tid: read(self.0, global!(OFFSETS.task_pid))?,
-            ppid: read(parent, global!(OFFSETS.task_tgid))?,
-            uid: read(cred, global!(OFFSETS.cred_uid))?,
-            gid: read(cred, global!(OFFSETS.cred_gid))?,
-            process_start: read(leader, global!(OFFSETS.task_start_boottime))?,
-            thread_start: read(self.0, global!(OFFSETS.task_start_boottime))?,
-            parent_start: read(parent_leader, global!(OFFSETS.task_start_boottime))?,
-            comm: read(self.0, global!(OFFSETS.task_comm))?,
-        })
+        record.uid = read(cred, global!(OFFSETS.cred_uid))?;
+        record.gid = read(cred, global!(OFFSETS.cred_gid))?;
+        Ok(())
     }
 
     /// `None`: no login, or a kernel without audit.
@@ -293,33 +294,6 @@ impl Task {
         let mm: Pointer = read(self.0, global!(OFFSETS.task_mm))?;
         Ok((read(mm, global!(OFFSETS.mm_arg_start))?, read(mm, global!(OFFSETS.mm_arg_end))?))
     }
-}
-
-/// Who is connecting.
-pub struct Identity {
-    pub pid: u32,
-    pub tid: u32,
-    pub ppid: u32,
-    pub uid: u32,
-    pub gid: u32,
-    pub process_start: u64,
-    pub thread_start: u64,
-    pub parent_start: u64,
-    pub comm: [u8; 16],
-}
-
-impl Identity {
-    pub const UNKNOWN: Self = Self {
-        pid: 0,
-        tid: 0,
-        ppid: 0,
-        uid: u32::MAX,
-        gid: u32::MAX,
-        process_start: 0,
-        thread_start: 0,
-        parent_start: 0,
-        comm: [0; 16],
-    };
 }
 
 /// `struct kernfs_node`: a directory of cgroupfs.

@@ -70,6 +70,17 @@ fn outside() -> Result<()> {
     Ok(())
 }
 
+/// Killed when dropped: an error must not leave it behind.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 struct Bench {
     enforcer: PathBuf,
     directory: PathBuf,
@@ -172,16 +183,16 @@ impl Bench {
         let events = self.directory.join("events.json");
         let _ = fs::remove_file(&events);
         let mut daemon = self.start(settings, &events)?;
-        let before = cpu(&daemon)?;
+        let before = cpu(&daemon.0)?;
         let Load { sent, seconds, each } = load(rate)?;
         let status = self.caught_up()?;
-        let cpu = (cpu(&daemon)? - before) / seconds;
-        let rss = peak(&daemon)?;
+        let cpu = (cpu(&daemon.0)? - before) / seconds;
+        let rss = peak(&daemon.0)?;
         rustix::process::kill_process(
-            rustix::process::Pid::from_child(&daemon),
+            rustix::process::Pid::from_child(&daemon.0),
             rustix::process::Signal::TERM,
         )?;
-        let ended = wait::until("the daemon to end", Duration::from_secs(30), || Ok(daemon.try_wait()?))?;
+        let ended = wait::until("the daemon to end", Duration::from_secs(30), || Ok(daemon.0.try_wait()?))?;
         ensure!(ended.success(), "{}", self.log());
         let mut row = Row { rate: sent as f64 / seconds, each, sent, cpu, rss, ..Row::default() };
         row.sink = status.sinks.iter().map(|sink| sink.lost).sum();
@@ -199,7 +210,7 @@ impl Bench {
         Ok(row)
     }
 
-    fn start(&self, settings: &str, events: &Path) -> Result<Child> {
+    fn start(&self, settings: &str, events: &Path) -> Result<Daemon> {
         let path = |name: &str| self.directory.join(name).display().to_string();
         let text = format!(
             "policies = \"{}\"\nsocket = \"{}\"\npin = \"{}\"\ncgroup = \"{}\"\nlayer = \"cgroup\"\n{settings}\n\
@@ -212,7 +223,7 @@ impl Bench {
         );
         fs::write(self.directory.join("enforcer.toml"), text)?;
         let log = fs::File::create(self.directory.join("log"))?;
-        let child = Command::new(&self.enforcer)
+        let process = Command::new(&self.enforcer)
             .arg("--config")
             .arg(path("enforcer.toml"))
             .arg("run")
@@ -220,13 +231,14 @@ impl Bench {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
+        let daemon = Daemon(process);
         wait::until("the daemon to enforce", Duration::from_secs(30), || {
             let status = self.status()?;
             ensure!(status.enforcement.active, "{:?}", status.enforcement);
             Ok(Some(()))
         })
         .with_context(|| self.log())?;
-        Ok(child)
+        Ok(daemon)
     }
 
     fn log(&self) -> String {
