@@ -8,8 +8,8 @@ use serde_json::json;
 use super::client::{Client, Connection, strange};
 use super::{BAD, Exit, Failure, WARN, print};
 use crate::api::{Reply, Request};
+use crate::engine::format::text::{self, Stamp};
 use crate::engine::record::{Event, VerdictName};
-use crate::sys::sink::text::{self, Stamp};
 
 /// Follow the events as they happen: a line each, times in UTC
 #[derive(Debug, clap::Args)]

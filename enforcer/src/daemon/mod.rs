@@ -345,7 +345,10 @@ impl Daemon {
             }
             OnStop::Keep => info!("stopped: what was denied stays denied (on_stop = \"keep\")"),
         }
-        self.sinks.flush(Duration::from_secs(2));
+        let waiting = self.sinks.flush(Duration::from_secs(2));
+        if waiting > 0 {
+            warn!("{waiting} events are lost: their sinks did not take them before the stop");
+        }
         let _ = std::fs::remove_file(&self.config.socket);
         Ok(ExitCode::SUCCESS)
     }

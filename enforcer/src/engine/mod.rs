@@ -3,9 +3,12 @@
 
 pub mod compile;
 pub mod dns;
+pub mod filter;
+pub mod format;
 pub mod name;
 pub mod plan;
 pub mod policy;
 pub mod record;
 pub mod state;
 pub mod tables;
+mod view;
