@@ -23,6 +23,7 @@ use crate::engine::state::State;
 use crate::sys::bpf::Ring;
 use crate::sys::canary::{self, Canary};
 use crate::sys::control::{self, Query};
+use crate::sys::metrics::{self, Metrics};
 use crate::sys::process::Processes;
 use crate::sys::ring::Record;
 use crate::sys::sink::Sinks;
@@ -86,6 +87,12 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     let (queries, requests) = mpsc::channel(16);
     let (followers, _) = broadcast::channel(FOLLOW);
     let (stop, stopped) = watch::channel(());
+    let metrics = config.metrics.clone().map(|at| {
+        let metrics = Arc::new(Metrics::default());
+        let (counted, queries, stopped) = (Arc::clone(&metrics), queries.clone(), gone(stopped.clone()));
+        tokio::spawn(metrics::serve(at, counted, queries, stopped));
+        metrics
+    });
     let control = tokio::spawn(control::serve(listener, queries, followers.clone(), gone(stopped)));
 
     let mut daemon = Daemon {
@@ -94,6 +101,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         policies: Policies::new(config.policies.clone()),
         processes: Processes::new(cgroup),
         sinks,
+        metrics,
         followers,
         enforcement,
         started: clock::boot_ns(),
@@ -130,6 +138,7 @@ struct Daemon {
     policies: Policies,
     processes: Processes,
     sinks: Sinks,
+    metrics: Option<Arc<Metrics>>,
     followers: broadcast::Sender<Arc<Event>>,
     enforcement: start::Enforcement,
     started: u64,
@@ -231,7 +240,7 @@ impl Daemon {
             Some(Record::Connect(record)) => {
                 let facts = self.processes.facts(record.pid, record.process_start, record.cgroup);
                 let event = self.state.connect(&record, facts, clock::wall_time(record.time));
-                self.emit(event);
+                self.emit(event, record.time);
             }
             None => {
                 error!(bytes = bytes.len(), "a record of the ring cannot be read: kernel and daemon disagree")
@@ -239,10 +248,14 @@ impl Daemon {
         }
     }
 
-    fn emit(&mut self, event: Event) {
+    /// `seen`: when the kernel saw it.
+    fn emit(&mut self, event: Event, seen: u64) {
         self.events += 1;
         let event = Arc::new(event);
         self.sinks.send(Arc::clone(&event));
+        if let Some(metrics) = &self.metrics {
+            metrics.event(&event, clock::boot_ns().saturating_sub(seen));
+        }
         // Nobody follows: that is no loss.
         let _ = self.followers.send(event);
     }
@@ -254,7 +267,8 @@ impl Daemon {
             let lost_events = now.events.saturating_sub(self.losses.events);
             let lost_answers = now.answers.saturating_sub(self.losses.answers);
             self.losses = now;
-            self.emit(self.state.gap(clock::wall_time(clock::boot_ns()), lost_events, lost_answers));
+            let now = clock::boot_ns();
+            self.emit(self.state.gap(clock::wall_time(now), lost_events, lost_answers), now);
         }
     }
 
@@ -273,6 +287,14 @@ impl Daemon {
     }
 
     fn reload(&mut self, why: &str) {
+        let begin = clock::boot_ns();
+        self.load(why);
+        if let Some(metrics) = &self.metrics {
+            metrics.reload(clock::boot_ns().saturating_sub(begin));
+        }
+    }
+
+    fn load(&mut self, why: &str) {
         let Some((compiled, tables)) = self.policies.load(why) else { return };
         // Networks first: they need no answer, and what both sets share is never taken away.
         let old = self.installer.put_networks(compiled.networks());

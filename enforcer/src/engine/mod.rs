@@ -10,5 +10,6 @@ pub mod plan;
 pub mod policy;
 pub mod record;
 pub mod state;
+pub mod summary;
 pub mod tables;
 mod view;

@@ -1,6 +1,6 @@
 //! What all kinds of events have in common, for those who look at them without caring which kind it is.
 
-use super::record::{Connect, Event, Process};
+use super::record::{Connect, Event, LayerName, Process, VerdictName};
 
 /// Names that a shortened event keeps.
 const MANY: usize = 8;
@@ -64,6 +64,29 @@ impl Event {
             Self::SocketConnect(connect) => Some(&connect.process),
             Self::FlowBegin(flow) => flow.process.as_ref(),
             Self::Gap(_) => None,
+        }
+    }
+}
+
+impl VerdictName {
+    /// As it stands in the JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+impl LayerName {
+    /// As it stands in the JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LsmConnect => "lsm_connect",
+            Self::LsmSendmsg => "lsm_sendmsg",
+            Self::CgroupConnect => "cgroup_connect",
+            Self::CgroupSendmsg => "cgroup_sendmsg",
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod control;
 pub mod host;
 pub mod log;
+pub mod metrics;
 pub mod policy_dir;
 pub mod preflight;
 pub mod process;

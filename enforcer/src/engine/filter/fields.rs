@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::engine::record::{Connect, Direction, Event, LayerName, Process, VerdictName};
+use crate::engine::record::{Connect, Direction, Event, Process};
 
 /// What one event says about a field.
 #[derive(Debug)]
@@ -52,9 +52,7 @@ const EVENTS: Kind =
 
 pub(super) const FIELDS: &[Field] = &[
     field("event", EVENTS, |event| Value::Text(event.kind())),
-    field("verdict", VERDICTS, |event| {
-        with(event.connect(), |connect| Value::Text(verdict(connect.verdict)))
-    }),
+    field("verdict", VERDICTS, |event| with(event.connect(), |connect| Value::Text(connect.verdict.name()))),
     field("rule", Kind::Text, |event| with(event.connect(), |connect| text(connect.rule.as_deref()))),
     field("dst_dns", Kind::Names, dst_dns),
     field("dst_ip", Kind::Ip, dst_ip),
@@ -76,7 +74,7 @@ pub(super) const FIELDS: &[Field] = &[
         }),
         _ => Value::Absent,
     }),
-    field("layer", LAYERS, |event| with(event.connect(), |connect| Value::Text(layer(connect.layer)))),
+    field("layer", LAYERS, |event| with(event.connect(), |connect| Value::Text(connect.layer.name()))),
     field("errno", ID, |event| with(event.connect(), |connect| number(connect.errno))),
     field("latency_ns", LARGE, |event| with(event.connect(), |connect| number(connect.latency_ns))),
     field("count", LARGE, |event| with(event.connect(), |connect| number(Some(connect.count)))),
@@ -137,23 +135,6 @@ fn text(text: Option<&str>) -> Value<'_> {
 
 fn number<'a>(number: Option<impl TryInto<i64>>) -> Value<'a> {
     number.map_or(Value::Absent, |number| Value::Number(number.try_into().unwrap_or(i64::MAX)))
-}
-
-fn verdict(verdict: VerdictName) -> &'static str {
-    match verdict {
-        VerdictName::Allow => "allow",
-        VerdictName::Deny => "deny",
-        VerdictName::Audit => "audit",
-    }
-}
-
-fn layer(layer: LayerName) -> &'static str {
-    match layer {
-        LayerName::LsmConnect => "lsm_connect",
-        LayerName::LsmSendmsg => "lsm_sendmsg",
-        LayerName::CgroupConnect => "cgroup_connect",
-        LayerName::CgroupSendmsg => "cgroup_sendmsg",
-    }
 }
 
 fn dst_dns(event: &Event) -> Value<'_> {

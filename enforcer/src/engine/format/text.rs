@@ -103,7 +103,7 @@ pub fn word(text: &str) -> String {
 
 /// What is not printable ASCII as `\u{..}`: control characters rule terminals, others look like what they are
 /// not or turn the direction of writing. The record has escaped these already; this holds if it has not.
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -177,6 +177,6 @@ mod tests {
         );
         let gap = Event::Gap(samples::gap());
         assert_eq!(names(&gap), ["lost_events", "lost_answers"]);
-        assert_eq!(super::event(&gap, HOST)["eventName"], "enforcer_gap");
+        assert_eq!(event(&gap, HOST)["eventName"], "enforcer_gap");
     }
 }
