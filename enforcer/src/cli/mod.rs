@@ -8,6 +8,7 @@ mod report;
 mod run;
 mod status;
 mod table;
+mod top;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -46,6 +47,7 @@ enum Command {
     Status(status::Args),
     Events(Box<events::Args>),
     Report(Box<report::Args>),
+    Top(Box<top::Args>),
     Denied(denied::Args),
 }
 
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args, config),
         Command::Events(args) => events::run(&args, config),
         Command::Report(args) => report::run(&args, config),
+        Command::Top(args) => top::run(&args, config),
         Command::Denied(args) => denied::run(&args, config),
     };
     done.unwrap_or_else(|failure| failure.report()).into()

@@ -294,7 +294,7 @@ mod tests {
         let narrow = Column::usual(80);
         assert_eq!(
             stripped(&row(narrow, 80, &event)),
-            "12:08:32  DENY     curl[1234]         tracker.example:443          no-trackers"
+            "12:08:32  DENY     curl[1234]          tracker.example:443         no-trackers"
         );
         let wide = stripped(&row(Column::usual(200), 200, &event));
         for wanted in ["alice", "tracker.example < cdn.example", "192.0.2.10:443", "no-trackers"] {
@@ -310,12 +310,10 @@ mod tests {
             let columns = Column::usual(width);
             let (titles, cells) = (stripped(&header(columns, width)), stripped(&row(columns, width, &event)));
             for column in columns {
-                let cell = column.cell(&event);
-                assert_eq!(
-                    titles.find(column.title()),
-                    cells.find(&cell),
-                    "{column:?} at {width}\n{titles}\n{cells}"
-                );
+                let cell: String = column.cell(&event).chars().take(9).collect();
+                let at = titles.find(column.title()).unwrap();
+                let below: String = cells.chars().skip(at).collect();
+                assert!(below.starts_with(&cell), "{column:?} at {width}\n{titles}\n{cells}");
             }
         }
     }

@@ -173,7 +173,7 @@ impl Reading {
             }
             match serde_json::from_slice::<Event>(&line) {
                 Ok(event) if filter.is_none_or(|filter| filter.matches(&event)) => {
-                    drop(self.summary.add(&event))
+                    self.summary.add(&event);
                 }
                 Ok(_) => {}
                 Err(_) => self.unreadable += 1,

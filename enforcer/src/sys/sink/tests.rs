@@ -196,7 +196,8 @@ fn syslog_gets_each_event_with_its_severity() {
     let mut long = connect();
     long.results = vec!["x".repeat(250); 1000];
     sinks.send(Arc::new(Event::TcpConnect(long)));
-    assert!(daemon.read().ends_with(" ..."));
+    let short = daemon.read();
+    assert!(short.len() <= 8192 && short.ends_with("rule no-trackers"), "{short}");
 }
 
 #[test]
