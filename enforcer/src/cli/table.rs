@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anstyle::{AnsiColor, Style};
 
-use super::{BAD, GOOD, WARN};
+use super::{BAD, WARN};
 use crate::engine::format::text::{self, word};
 use crate::engine::record::{Connect, Event, Process, VerdictName};
 
@@ -102,7 +102,7 @@ impl Column {
             Self::Container => (12, 0),
             Self::Destination => (22, 4),
             Self::Names => (20, 6),
-            Self::Address => (21, 1),
+            Self::Address => (21, 3),
             Self::Source => (21, 1),
             Self::Rule => (10, 2),
             Self::Layer => (14, 0),
@@ -170,7 +170,7 @@ impl Column {
             }
             (Self::Verdict | Self::Rule, Some(VerdictName::Deny)) => BAD,
             (Self::Verdict | Self::Rule, Some(VerdictName::Audit)) => WARN,
-            (Self::Verdict, Some(VerdictName::Allow)) => GOOD,
+            (Self::Verdict, Some(VerdictName::Allow)) => AnsiColor::Green.on_default(),
             (Self::Destination | Self::Names, _) => AnsiColor::Cyan.on_default(),
             _ => Style::new(),
         }
@@ -190,8 +190,21 @@ pub(super) fn row(columns: &[Column], width: usize, event: &Event) -> String {
         let line = text::line(event, text::Stamp::Time);
         return format!("{BAD}{}{BAD:#}", shorten(&line, width, false));
     }
-    let cells = columns.iter().map(|column| (column.cell(event), column.style(event), column.keeps_end()));
+    let cells = columns
+        .iter()
+        .map(|&column| (shown(column, columns, event), column.style(event), column.keeps_end()));
     join(cells, &widths(columns, width))
+}
+
+/// For people: only a summary of repeats has a count, and where no column has room for it, it goes with the destination.
+fn shown(column: Column, columns: &[Column], event: &Event) -> String {
+    let cell = column.cell(event);
+    let count = event.connect().map_or(1, |connect| connect.count);
+    match column {
+        Column::Count if count == 1 => String::new(),
+        Column::Destination if count != 1 && !columns.contains(&Column::Count) => format!("{cell} x{count}"),
+        _ => cell,
+    }
 }
 
 /// For programs: cells with tabs between them, whole.
@@ -296,6 +309,8 @@ mod tests {
             stripped(&row(narrow, 80, &event)),
             "12:08:32  DENY     curl[1234]          tracker.example:443         no-trackers"
         );
+        let repeats = Event::TcpConnect(Connect { count: 14, ..samples::connect() });
+        assert!(stripped(&row(narrow, 80, &repeats)).contains("tracker.example:443 x14"));
         let wide = stripped(&row(Column::usual(200), 200, &event));
         for wanted in ["alice", "tracker.example < cdn.example", "192.0.2.10:443", "no-trackers"] {
             assert!(wide.contains(wanted), "{wanted} in {wide}");
@@ -310,7 +325,7 @@ mod tests {
             let columns = Column::usual(width);
             let (titles, cells) = (stripped(&header(columns, width)), stripped(&row(columns, width, &event)));
             for column in columns {
-                let cell: String = column.cell(&event).chars().take(9).collect();
+                let cell: String = shown(*column, columns, &event).chars().take(9).collect();
                 let at = titles.find(column.title()).unwrap();
                 let below: String = cells.chars().skip(at).collect();
                 assert!(below.starts_with(&cell), "{column:?} at {width}\n{titles}\n{cells}");

@@ -136,7 +136,7 @@ fn rules(summary: &Summary) -> Markup {
             h2 { "Refused, by rule" }
             @if rules.is_empty() { p.none { "Nothing was refused." } }
             @for (name, rule) in rules {
-                article {
+                article class=[(rule.counts.denied == 0).then_some("audited")] {
                     h3 { (name) }
                     (meter(rule.counts.denied + rule.counts.audited, most))
                     p.counts { (counts(&rule.counts)) }

@@ -195,10 +195,10 @@ impl Screen {
         let mark = |sort: Sort| if sort == self.sort { "▾" } else { "" };
         let header = Row::new([
             one(self.view).to_uppercase(),
-            format!("PER S{}", mark(Sort::Rate)),
+            format!("{:>6}", format!("PER S{}", mark(Sort::Rate))),
             "LAST MINUTE".into(),
-            format!("TOTAL{}", mark(Sort::Total)),
-            format!("REFUSED{}", mark(Sort::Denied)),
+            format!("{:>8}", format!("TOTAL{}", mark(Sort::Total))),
+            format!("{:>8}", format!("REFUSED{}", mark(Sort::Denied))),
         ])
         .style(Style::new().add_modifier(Modifier::BOLD | Modifier::UNDERLINED));
         let lines = rows.iter().map(|(name, flow)| {
