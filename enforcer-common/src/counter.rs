@@ -28,8 +28,14 @@ pub enum Counter {
     AnswersMatched = 10,
     /// Answers with a denied name that were not delivered, because their addresses could not be entered.
     AnswersDropped = 11,
+    /// Connects that are not reported, because the configuration ignores them.
+    Ignored = 12,
+    /// Connects that were counted as repeats of one that was reported.
+    Repeated = 13,
+    /// Connects that were reported one by one, because there was no room to count their repeats.
+    Unaggregated = 14,
 }
 
 /// The counters of what became of the answers follow the others.
-pub const OUTCOMES_AT: u32 = 12;
+pub const OUTCOMES_AT: u32 = 15;
 pub const COUNTERS: u32 = OUTCOMES_AT + OUTCOMES;

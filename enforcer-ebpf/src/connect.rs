@@ -181,7 +181,7 @@ fn sockaddr(address: Pointer, len: i32, unspec_is_inet: bool) -> Result<Option<D
 }
 
 #[inline(always)]
-fn source(socket: &Socket) -> Result<Source, Unreadable> {
+pub fn source(socket: &Socket) -> Result<Source, Unreadable> {
     let sock = socket.sock()?;
     let octets = if sock.family()? == AF_INET6 {
         sock.local_v6()?

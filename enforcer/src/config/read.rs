@@ -36,6 +36,10 @@ pub(super) type Table<'a> = DeTable<'a>;
 const KEYS: &[&str] = &[
     "policies",
     "events",
+    "arguments",
+    "outcome",
+    "aggregate",
+    "ignore",
     "layer",
     "require_lsm",
     "ttl_floor",
@@ -64,6 +68,10 @@ impl Reader<'_> {
             match name {
                 "policies" => put(&mut config.policies, self.path(name, value)),
                 "events" => put(&mut config.events, self.choice(name, value, EVENTS)),
+                "outcome" => put(&mut config.outcome, self.boolean(name, value)),
+                "aggregate" => config.aggregate = self.window(value),
+                "ignore" => config.ignore = self.ignores(value),
+                "arguments" => put(&mut config.arguments, self.boolean(name, value)),
                 "layer" => put(&mut config.layer, self.choice(name, value, LAYERS)),
                 "require_lsm" => put(&mut config.require_lsm, self.boolean(name, value)),
                 "ttl_floor" => put(&mut config.ttl_floor, self.duration(name, value)),
@@ -123,7 +131,7 @@ impl Reader<'_> {
         items.iter().filter_map(|item| self.network(key, item)).collect()
     }
 
-    fn network(&mut self, key: &str, value: &Value<'_>) -> Option<IpNetwork> {
+    pub(super) fn network(&mut self, key: &str, value: &Value<'_>) -> Option<IpNetwork> {
         let text = self.string(key, value)?;
         let wrong = match text.parse::<IpNetwork>() {
             Err(_) => Some("write an address, or a network such as 192.0.2.0/24 or 2001:db8::/32".to_owned()),
@@ -161,6 +169,20 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    /// `"off"`, or how long.
+    fn window(&mut self, value: &Value<'_>) -> Option<Duration> {
+        const SHORTEST: Duration = Duration::from_secs(1);
+        if value.get_ref().as_str() == Some("off") {
+            return None;
+        }
+        let window = self.duration("aggregate", value)?;
+        if window < SHORTEST {
+            let hint = "write \"off\", or at least \"1s\"";
+            self.error(value.span(), "aggregate is shorter than a second", Some(hint.into()));
+        }
+        Some(window)
     }
 
     fn boolean(&mut self, key: &str, value: &Value<'_>) -> Option<bool> {

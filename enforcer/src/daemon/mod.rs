@@ -2,6 +2,7 @@
 
 mod installer;
 mod policies;
+mod repeats;
 mod report;
 mod start;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use enforcer_common::counter::Counter;
+use enforcer_common::event::Repeats;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, OnStop};
+use crate::engine::process::Tail;
 use crate::engine::record::Event;
 use crate::engine::state::State;
 use crate::sys::bpf::Ring;
@@ -31,6 +34,7 @@ use crate::sys::{clock, host, policy_dir};
 
 use installer::Installer;
 use policies::Policies;
+use repeats::Firsts;
 use start::Started;
 
 /// How long records are handled before the loop looks at its other inputs, and after how many it looks at the
@@ -47,6 +51,8 @@ const CANARY_TICKS: u64 = 60;
 const ROTATION_TICKS: u64 = 1200;
 /// Slices of the ring that may hold up the loop while a rotation is settled; the rest waits for the next turn.
 const SETTLE: usize = 20;
+/// A connect that takes longer than this has returned, and it was missed: TCP gives up after two minutes.
+const OVERDUE: u64 = 600_000_000_000;
 /// Events that a follower of the control socket may lag behind.
 const FOLLOW: usize = 8192;
 
@@ -99,7 +105,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         state: start::state(&config)?,
         installer: Installer::new(kernel)?,
         policies: Policies::new(config.policies.clone()),
-        processes: Processes::new(cgroup),
+        processes: Processes::new(cgroup, config.arguments),
         sinks,
         metrics,
         followers,
@@ -107,6 +113,8 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         started: clock::boot_ns(),
         canary_at: clock::boot_ns(),
         losses: Losses::default(),
+        firsts: Firsts::default(),
+        summed_up: clock::boot_ns(),
         ticks: 0,
         events: 0,
         retired: false,
@@ -144,6 +152,9 @@ struct Daemon {
     started: u64,
     canary_at: u64,
     losses: Losses,
+    firsts: Firsts,
+    /// When the last window of repeats ended.
+    summed_up: u64,
     ticks: u64,
     events: u64,
     /// What the packet path entered before the last rotation is still to be discarded.
@@ -160,6 +171,8 @@ impl Daemon {
         self.losses = self.read_losses();
         self.installer.protect(self.state.never_deny());
         self.reload("start");
+        // Of a daemon before this one, or while none ran.
+        self.tell_counted();
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         self.tell_systemd();
     }
@@ -191,6 +204,7 @@ impl Daemon {
                     self.tick();
                     // Should a wake-up ever be lost, it costs half a second and not the enforcement.
                     self.drain(ring.get_mut());
+                    self.end_window(ring.get_mut(), clock::boot_ns());
                 }
                 ready = ring.readable_mut() => {
                     let mut ready = ready.map_err(|source| DaemonError::Io { what: "cannot wait for the ring", source })?;
@@ -204,6 +218,8 @@ impl Daemon {
             }
         }
         self.drain_rest(ring.get_mut());
+        self.tell_overdue(u64::MAX);
+        self.sum_up(ring.get_mut());
         Ok(())
     }
 
@@ -237,10 +253,11 @@ impl Daemon {
                 let steps = self.state.answer(&header, payload);
                 self.installer.apply(steps, &mut self.state);
             }
-            Some(Record::Connect(record)) => {
-                let facts = self.processes.facts(record.pid, record.process_start, record.cgroup);
-                let event = self.state.connect(&record, facts, clock::wall_time(record.time));
-                self.emit(event, record.time);
+            Some(Record::Connect(record, tail)) => {
+                let facts = self.processes.facts(&record, &tail);
+                let event = Arc::new(self.state.connect(&record, facts, clock::wall_time(record.time)));
+                self.firsts.remember(&record, &event);
+                self.emit(event, Some(record.time));
             }
             None => {
                 error!(bytes = bytes.len(), "a record of the ring cannot be read: kernel and daemon disagree")
@@ -248,13 +265,12 @@ impl Daemon {
         }
     }
 
-    /// `seen`: when the kernel saw it.
-    fn emit(&mut self, event: Event, seen: u64) {
+    /// `seen`: when the kernel saw it, if it was told at once.
+    fn emit(&mut self, event: Arc<Event>, seen: Option<u64>) {
         self.events += 1;
-        let event = Arc::new(event);
         self.sinks.send(Arc::clone(&event));
         if let Some(metrics) = &self.metrics {
-            metrics.event(&event, clock::boot_ns().saturating_sub(seen));
+            metrics.event(&event, seen.map(|seen| clock::boot_ns().saturating_sub(seen)));
         }
         // Nobody follows: that is no loss.
         let _ = self.followers.send(event);
@@ -267,8 +283,8 @@ impl Daemon {
             let lost_events = now.events.saturating_sub(self.losses.events);
             let lost_answers = now.answers.saturating_sub(self.losses.answers);
             self.losses = now;
-            let now = clock::boot_ns();
-            self.emit(self.state.gap(clock::wall_time(now), lost_events, lost_answers), now);
+            let gap = self.state.gap(clock::wall_time(clock::boot_ns()), lost_events, lost_answers);
+            self.emit(Arc::new(gap), None);
         }
     }
 
@@ -283,6 +299,57 @@ impl Daemon {
         if self.retired && (0..SETTLE).any(|_| self.drain(ring)) {
             self.installer.discard_retired();
             self.retired = false;
+        }
+    }
+
+    /// Ends a window of repeats when its time has come.
+    fn end_window(&mut self, ring: &mut Ring, now: u64) {
+        let Some(window) = self.config.aggregate else { return };
+        if now.saturating_sub(self.summed_up) >= u64::try_from(window.as_nanos()).unwrap_or(u64::MAX) {
+            self.summed_up = now;
+            self.sum_up(ring);
+        }
+    }
+
+    /// Tells the repeats since the last time.
+    fn sum_up(&mut self, ring: &mut Ring) {
+        if let Err(error) = self.installer.kernel().windows.rotate() {
+            error!(%error, "repeats are counted on, but cannot be told now");
+            return;
+        }
+        self.firsts.rotate();
+        // So that what was reported before a repeat stands before it in the stream, and its facts are known.
+        let _ = (0..SETTLE).any(|_| self.drain(ring));
+        self.tell_counted();
+    }
+
+    fn tell_counted(&mut self) {
+        match self.installer.kernel().windows.collect() {
+            Ok(repeats) => repeats.iter().for_each(|repeats| self.tell_repeats(repeats)),
+            Err(error) => error!(%error, "repeats are counted, but cannot be read"),
+        }
+    }
+
+    fn tell_repeats(&mut self, repeats: &Repeats) {
+        let (state, processes) = (&self.state, &mut self.processes);
+        let event = self.firsts.sum_up(repeats, |record| {
+            let facts = processes.facts(record, &Tail::default());
+            state.connect(record, facts, clock::wall_time(record.time))
+        });
+        self.emit(Arc::new(event), None);
+    }
+
+    /// Tells connects from before `then` whose return was not seen.
+    fn tell_overdue(&mut self, then: u64) {
+        match self.installer.kernel().overdue(then) {
+            Ok(records) => {
+                for record in records {
+                    let facts = self.processes.facts(&record, &Tail::default());
+                    let event = self.state.connect(&record, facts, clock::wall_time(record.time));
+                    self.emit(Arc::new(event), None);
+                }
+            }
+            Err(error) => error!(%error, "connects under way cannot be read"),
         }
     }
 
@@ -309,6 +376,10 @@ impl Daemon {
         self.ticks += 1;
         let now = clock::boot_ns();
         if self.ticks.is_multiple_of(HOST_TICKS) {
+            self.processes.accounts.refresh();
+            if let Err(error) = self.installer.kernel().ignored_cgroups.refresh() {
+                warn!(%error, "cgroups of [[ignore]] may be reported nevertheless");
+            }
             match host::protected() {
                 Ok(host) => {
                     if self.state.never_deny().host != host {
@@ -330,6 +401,7 @@ impl Daemon {
             self.retired |= self.installer.rotate();
         }
         if self.ticks.is_multiple_of(CANARY_TICKS) {
+            self.tell_overdue(now.saturating_sub(OVERDUE));
             self.release_canary(now);
         }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);

@@ -87,6 +87,9 @@ fn counters(daemon: &Daemon) -> Counters {
         lost_answers: count(Counter::LostAnswers),
         faults: count(Counter::FaultAddress),
         events: daemon.events,
+        ignored: count(Counter::Ignored),
+        repeated: count(Counter::Repeated),
+        unaggregated: count(Counter::Unaggregated),
     }
 }
 

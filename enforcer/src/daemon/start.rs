@@ -11,7 +11,7 @@ use crate::config::{Config, EventVolume, LayerChoice};
 use crate::engine::compile::Network;
 use crate::engine::dns::table::TableConfig;
 use crate::engine::state::{NeverDeny, State};
-use crate::sys::bpf::{Hooks, Kernel, Options, Ring};
+use crate::sys::bpf::{BpfError, EXIT_PROGRAM, Hooks, Kernel, Options, Ring};
 use crate::sys::canary::{self, Canary};
 use crate::sys::preflight::Preflight;
 use crate::sys::{clock, host};
@@ -62,7 +62,12 @@ pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
     for problem in &problems {
         warn!("{problem}");
     }
-    let problems = problems.iter().map(ToString::to_string).collect();
+    let mut problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    if config.outcome && !kernel.tells_outcome {
+        let text = "outcome = true, but this kernel does not let us see connects return (no LSM or tracing programs): \
+                    events lack errno, source and latency";
+        problems.push(text.to_owned());
+    }
     let enforcement = Enforcement { kernel: preflight.kernel, hooks, reason, canary, problems };
     announce(&enforcement);
     Ok(Started { kernel, ring, enforcement, cgroup: mount })
@@ -102,10 +107,21 @@ fn attach(
             EventVolume::Denied => REPORT_DENIED,
             EventVolume::None => REPORT_NONE,
         },
+        arguments: config.arguments,
+        outcome: config.outcome && hooks == Hooks::Lsm,
+        aggregate: config.aggregate.is_some(),
+        ignore: &config.ignore,
+        cgroup_root: mount,
         read_kernel: !confidential(preflight),
         lifetime: Lifetime { floor: seconds(config.ttl_floor), cap: seconds(config.ttl_cap) },
     };
-    let (mut kernel, ring) = Kernel::start(&options)?;
+    let (mut kernel, ring) = match Kernel::start(&options) {
+        Err(BpfError::Program { program: EXIT_PROGRAM, source }) => {
+            warn!("connects are reported at once, without their outcome: {source}");
+            Kernel::start(&Options { outcome: false, ..options })?
+        }
+        other => other?,
+    };
     let canary = canary::release_and_watch(&mut kernel, clock::boot_ns());
     Ok((kernel, ring, canary, hooks))
 }

@@ -8,6 +8,7 @@ pub mod format;
 pub mod name;
 pub mod plan;
 pub mod policy;
+pub mod process;
 pub mod record;
 pub mod state;
 pub mod summary;

@@ -51,7 +51,8 @@ pub struct Process {
     pub parent_start: Option<u64>,
     /// Name of the thread, at most 15 bytes. Attacker-chosen; bytes that are not printable ASCII are escaped as `\xNN`.
     pub comm: String,
-    /// Path of the executable as the process sees it (inside its own root), escaped like `comm`. `null`: not known.
+    /// Path of the executable from the root of its mount namespace, with ` (deleted)` behind it when it is no more,
+    /// escaped like `comm`. `null`: not known.
     pub executable: Option<String>,
     /// Command line, one element an argument, escaped like `comm`. Only when asked for: arguments hold secrets.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -124,18 +125,19 @@ pub struct Connect {
     pub verdict: VerdictName,
     /// The rule that decided, `null` for the default.
     pub rule: Option<String>,
-    /// What the call returned: 0, or the error's number (115 EINPROGRESS for a non-blocking connect under way).
+    /// What the call returned (of connects that are not refused only when asked for): 0, or the error's number (115 EINPROGRESS for a non-blocking connect under way).
     /// Absent: not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub errno: Option<u16>,
-    /// Nanoseconds from the call to the established TCP connection. Only when asked for.
+    /// Nanoseconds from the call to the established TCP connection, if the call waited for it. Only when asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency_ns: Option<u64>,
     /// How many connects this event stands for: the sum over all events is the number of connects.
     #[serde(default = "one")]
     pub count: u64,
     /// On a summary of repeats (same executable, cgroup, user, destination, port, verdict): when they happened. The
-    /// first of them was an event of its own; the rest of the fields are those of the last.
+    /// first connect of the kind was an event of its own, with the same `sequence`; the other fields are that one's,
+    /// `time` is that of the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
 }

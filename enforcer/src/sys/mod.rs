@@ -1,5 +1,6 @@
 //! The world: kernel, files, sockets, clocks. `engine` knows none of it.
 
+pub mod accounts;
 pub mod bpf;
 pub mod btf;
 pub mod canary;

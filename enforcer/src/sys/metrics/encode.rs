@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn the_text_holds_what_was_counted() {
         let metrics = Metrics::default();
-        samples::all().iter().for_each(|event| metrics.event(event, 5_000));
+        samples::all().iter().for_each(|event| metrics.event(event, Some(5_000)));
         metrics.reload(2_000_000);
         let text = text(&metrics);
         for line in [
@@ -247,8 +247,10 @@ mod tests {
         let connects = 2 * super::super::MAX_RULES as u64;
         for n in 0..connects {
             let rule = Some(format!("rule-{n}"));
-            metrics
-                .event(&Event::TcpConnect(crate::engine::record::Connect { rule, ..samples::connect() }), 0);
+            metrics.event(
+                &Event::TcpConnect(crate::engine::record::Connect { rule, ..samples::connect() }),
+                None,
+            );
         }
         let text = text(&metrics);
         let lines: Vec<_> =
@@ -268,7 +270,7 @@ mod tests {
     #[test]
     fn dashboard_and_alerts_use_only_metrics_that_exist() {
         let metrics = Metrics::default();
-        samples::all().iter().for_each(|event| metrics.event(event, 5_000));
+        samples::all().iter().for_each(|event| metrics.event(event, Some(5_000)));
         let text = text(&metrics);
         let exist: HashSet<_> = text
             .lines()

@@ -63,9 +63,11 @@ impl Default for Metrics {
 
 impl Metrics {
     /// An event happened, and was handed to the sinks so long after the kernel saw it.
-    pub fn event(&self, event: &Event, handled_after_ns: u64) {
+    pub fn event(&self, event: &Event, handled_after_ns: Option<u64>) {
         self.events.get_or_create(&KindLabels { kind: event.kind() }).inc();
-        self.handling.observe(seconds(handled_after_ns));
+        if let Some(after) = handled_after_ns {
+            self.handling.observe(seconds(after));
+        }
         let Some(connect) = event.connect() else { return };
         if connect.no_dns {
             self.no_dns.inc_by(connect.count);

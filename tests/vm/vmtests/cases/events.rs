@@ -170,7 +170,7 @@ fn lost() -> Result<()> {
 
 /// Waits until the daemon has told, or counted as lost, so many events. Asks seldom: each question is work for an
 /// emulated machine with one CPU.
-fn caught_up(setup: &Setup, events: u64) -> Result<()> {
+pub(crate) fn caught_up(setup: &Setup, events: u64) -> Result<()> {
     wait::until_every(Duration::from_secs(5), "the daemon to catch up", Duration::from_secs(400), || {
         let counters = setup.status()?.counters;
         Ok((counters.events + counters.lost_events >= events).then_some(()))

@@ -2,10 +2,14 @@
 
 mod clients;
 mod events;
+pub(crate) mod facts;
 mod life;
+mod outcome;
 mod race;
 mod reload;
+mod resolvers;
 mod smoke;
+mod volume;
 mod ways;
 mod without_bpf;
 
@@ -20,7 +24,15 @@ use enforcer_tests::resolver::{Resolver, lookup};
 /// A word of the kernel's command line: this machine was started without `bpf` among its LSMs, on purpose.
 const WITHOUT_BPF: &str = "lab.without_bpf";
 
+/// Set in a container, where the kernel may know no LSM programs and serves others as well.
+pub(crate) fn is_native() -> bool {
+    std::env::var_os("LAB_NATIVE").is_some()
+}
+
 pub(crate) fn all() -> Vec<Test> {
+    if is_native() {
+        return [race::native(), resolvers::tests(), facts::native(), volume::tests()].concat();
+    }
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if command_line.split_whitespace().any(|word| word == WITHOUT_BPF) {
         return without_bpf::tests();
@@ -33,8 +45,17 @@ pub(crate) fn all() -> Vec<Test> {
         reload::tests(),
         race::tests(),
         events::tests(),
+        facts::tests(),
+        volume::tests(),
+        outcome::tests(),
     ]
     .concat()
+}
+
+/// For tests that also run natively, where there are no LSM programs.
+pub(crate) fn setup(settings: &str) -> Result<Setup> {
+    let layer = if is_native() { "layer = \"cgroup\"\n" } else { "" };
+    Setup::new(&format!("{layer}{settings}"))
 }
 
 pub(crate) const BAD: &str = "bad.example";

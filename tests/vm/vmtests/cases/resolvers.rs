@@ -1,0 +1,4 @@
+use enforcer_tests::harness::Test;
+pub(crate) fn tests() -> Vec<Test> {
+    vec![]
+}
