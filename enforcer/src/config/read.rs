@@ -309,7 +309,7 @@ mod tests {
         let shown: Vec<_> = SHIPPED.lines().filter_map(|line| line.strip_prefix('#')).collect();
         let shown: Vec<_> = shown.into_iter().filter(|line| line.starts_with(char::is_alphabetic)).collect();
         same(&parse("", &shown.join("\n")).unwrap(), &Config::default());
-        for key in KEYS.iter().filter(|key| !["cgroup", "sink"].contains(key)) {
+        for key in KEYS.iter().filter(|key| !["cgroup", "ignore", "sink"].contains(key)) {
             assert!(shown.iter().any(|line| line.starts_with(&format!("{key} = "))), "{key} is undocumented");
         }
     }

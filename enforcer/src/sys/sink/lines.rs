@@ -47,7 +47,7 @@ impl Output for Lines {
     fn write(&mut self, events: &[Arc<Event>]) -> Result<(), Failure> {
         let mut bytes = Vec::new();
         for event in events {
-            bytes.extend(self.format.render(event, &self.host, self.stamp).bytes());
+            bytes.extend_from_slice(self.format.render(event, &self.host, self.stamp).as_bytes());
             bytes.push(b'\n');
         }
         let mut torn = self.torn;

@@ -29,7 +29,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The running sinks. Dropping them ends each thread after what is queued.
 #[derive(Debug)]
-pub struct Sinks(Vec<Sink>);
+pub struct Sinks {
+    sinks: Vec<Sink>,
+    /// This process.
+    own: u32,
+}
 
 #[derive(Debug)]
 struct Sink {
@@ -52,34 +56,35 @@ impl Sinks {
     /// Starts a thread for each sink. A sink that cannot be opened is not an error here: it is tried again
     /// with each event and shows in the status.
     pub fn start(configs: &[SinkConfig]) -> Result<Self, String> {
-        configs.iter().map(Sink::start).collect::<Result<_, _>>().map(Self)
+        let sinks = configs.iter().map(Sink::start).collect::<Result<_, _>>()?;
+        Ok(Self { sinks, own: std::process::id() })
     }
 
     /// Never blocks: a sink whose queue is full loses the event and counts it.
     pub fn send(&self, event: Arc<Event>) {
-        let own = event.process().is_some_and(|process| process.pid == std::process::id());
-        for sink in self.0.iter().filter(|sink| !(own && sink.skip_own)) {
+        let own = event.process().is_some_and(|process| process.pid == self.own);
+        for sink in self.sinks.iter().filter(|sink| !(own && sink.skip_own)) {
             sink.send(&event);
         }
     }
 
     pub fn status(&self) -> Vec<SinkStatus> {
-        self.0.iter().map(Sink::status).collect()
+        self.sinks.iter().map(Sink::status).collect()
     }
 
     /// Waits until everything sent is written or lost, at most so long. Returns how many events wait still.
     pub fn flush(&self, deadline: Duration) -> u64 {
         let end = clock::boot_ns().saturating_add(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX));
-        for sink in &self.0 {
+        for sink in &self.sinks {
             // A full queue needs no push.
             let _ = sink.queue.try_send(Item::Flush);
         }
-        self.0.iter().map(|sink| sink.shared.settle(end)).sum()
+        self.sinks.iter().map(|sink| sink.shared.settle(end)).sum()
     }
 
     /// Opens files anew before the next event (after logrotate has moved them).
     pub fn reopen(&self) {
-        for sink in &self.0 {
+        for sink in &self.sinks {
             sink.shared.reopen.store(true, Ordering::Relaxed);
         }
     }
@@ -105,12 +110,10 @@ impl Sink {
 
     fn send(&self, event: &Arc<Event>) {
         if self.filter.as_ref().is_some_and(|filter| !filter.matches(event)) {
-            return self
-                .shared
-                .filtered
-                .store(self.shared.filtered.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            self.shared.filtered.fetch_add(1, Ordering::Relaxed);
+            return;
         }
-        self.shared.update(|counts| counts.sent += 1);
+        self.shared.sent.fetch_add(1, Ordering::Relaxed);
         if self.queue.try_send(Item::Event(Arc::clone(event))).is_err() {
             self.shared.overflow();
         }
@@ -126,7 +129,7 @@ impl Sink {
             name: self.shared.name.clone(),
             written: counts.written,
             lost: counts.lost,
-            waiting: counts.waiting(),
+            waiting: self.shared.waiting(&counts),
             filtered: self.shared.filtered.load(Ordering::Relaxed),
             error,
         }
@@ -242,7 +245,7 @@ struct Shared {
     /// How many events may wait.
     queue: usize,
     counts: Mutex<Counts>,
-    /// Written by the sender alone.
+    sent: AtomicU64,
     filtered: AtomicU64,
     changed: Condvar,
     reopen: AtomicBool,
@@ -250,7 +253,6 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Counts {
-    sent: u64,
     written: u64,
     lost: u64,
     failing: bool,
@@ -258,15 +260,15 @@ struct Counts {
     error: Option<String>,
 }
 
-impl Counts {
-    fn waiting(&self) -> u64 {
-        self.sent - self.written - self.lost
-    }
-}
-
 impl Shared {
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sent, and neither written nor lost. With the counts locked, it can only be less in the next moment, or more by
+    /// what is being sent.
+    fn waiting(&self, counts: &Counts) -> u64 {
+        self.sent.load(Ordering::Relaxed).saturating_sub(counts.written + counts.lost)
     }
 
     fn update(&self, change: impl FnOnce(&mut Counts)) {
@@ -304,8 +306,10 @@ impl Shared {
 
     fn settle(&self, end_ns: u64) -> u64 {
         let left = Duration::from_nanos(end_ns.saturating_sub(clock::boot_ns()));
-        let waiting = self.changed.wait_timeout_while(self.counts(), left, |counts| counts.waiting() > 0);
-        waiting.unwrap_or_else(PoisonError::into_inner).0.waiting()
+        let waiting = |counts: &mut Counts| self.waiting(counts) > 0;
+        let ended = self.changed.wait_timeout_while(self.counts(), left, waiting);
+        let (counts, _) = ended.unwrap_or_else(PoisonError::into_inner);
+        self.waiting(&counts)
     }
 }
 
