@@ -28,14 +28,16 @@ pub enum Counter {
     AnswersMatched = 10,
     /// Answers with a denied name that were not delivered, because their addresses could not be entered.
     AnswersDropped = 11,
+    /// Addresses that found a new place in ANSWERED.
+    AnsweredEntered = 12,
     /// Connects that are not reported, because the configuration ignores them.
-    Ignored = 12,
+    Ignored = 13,
     /// Connects that were counted as repeats of one that was reported.
-    Repeated = 13,
+    Repeated = 14,
     /// Connects that were reported one by one, because there was no room to count their repeats.
-    Unaggregated = 14,
+    Unaggregated = 15,
 }
 
 /// The counters of what became of the answers follow the others.
-pub const OUTCOMES_AT: u32 = 15;
+pub const OUTCOMES_AT: u32 = 16;
 pub const COUNTERS: u32 = OUTCOMES_AT + OUTCOMES;

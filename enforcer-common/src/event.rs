@@ -8,6 +8,8 @@ use crate::verdict::RuleId;
 /// First field of every record.
 pub const KIND_CONNECT: u32 = 1;
 pub const KIND_ANSWER: u32 = 2;
+/// A `ConnectRecord` of the raw hook: any family, no verdict; the address stands in the tail.
+pub const KIND_SOCKET: u32 = 3;
 
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
@@ -90,7 +92,9 @@ pub struct ConnectRecord {
     pub layer: u8,
     /// `EXECUTABLE_*`, `CGROUP_*`, `ARGUMENTS_*`, `FIRST`, `RETURNED`.
     pub flags: u8,
-    pub reserved: [u8; 3],
+    pub reserved: u8,
+    /// `KIND_SOCKET`: bytes of the `sockaddr`, the last part of the tail.
+    pub address_len: u16,
     /// What the call returned (0 or an error's number), with `RETURNED`.
     pub errno: u16,
     /// Attacker-chosen bytes, NUL-padded.

@@ -62,7 +62,7 @@ pub const ABSENT: u32 = u32::MAX;
 
 /// How the programs behave; fixed for the life of a load.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// 0: kernel memory must not be read (lockdown=confidentiality): who connects stays unknown.
     pub read_kernel: u32,
@@ -77,7 +77,8 @@ pub struct Settings {
     pub aggregate: u32,
     /// 1: connects that are not refused are reported when the call returns.
     pub outcome: u32,
-    pub reserved: u32,
+    /// Which events there are: `TCP_CONNECT`, `UDP_CONNECT`, `SOCKET_CONNECT`.
+    pub events: u32,
     /// Of the tables of what is not reported: a bit each. Those that hold for a verdict (`Verdict` is the index), and
     /// those that say nothing about users, groups of processes, ports, and networks.
     pub ignored_verdicts: [u64; 3],
@@ -101,3 +102,8 @@ pub const REPORT_NONE: u32 = 0;
 /// Denied and audited ones.
 pub const REPORT_DENIED: u32 = 1;
 pub const REPORT_ALL: u32 = 2;
+
+/// Connects of sockets that have connections; of others; of every family, as the raw hook sees them.
+pub const TCP_CONNECT: u32 = 1;
+pub const UDP_CONNECT: u32 = 2;
+pub const SOCKET_CONNECT: u32 = 4;

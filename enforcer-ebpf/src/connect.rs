@@ -50,6 +50,7 @@ impl Source {
 /// LSM `socket_connect`.
 #[inline(always)]
 pub fn lsm_connect(socket: Socket, address: Pointer, len: i32) -> Verdict {
+    report::socket(&socket, address, len);
     match sockaddr(address, len, false) {
         Ok(Some(to)) => judge(&to, Layer::LsmConnect, true, || source(&socket)),
         Ok(None) => Verdict::Allow,

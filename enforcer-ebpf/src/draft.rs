@@ -2,7 +2,9 @@
 
 use core::{hint::black_box, ptr};
 
-use aya_ebpf::helpers::generated::{bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_ringbuf_output};
+use aya_ebpf::helpers::generated::{
+    bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_ringbuf_output,
+};
 use enforcer_common::event::{ConnectRecord, Repeats};
 
 use crate::{
@@ -18,6 +20,9 @@ const PATHS: usize = 2048;
 /// Where other text may begin, and how long it may be.
 const TEXT_AT: usize = 4096;
 pub const TEXT: usize = 1024;
+/// The same for a `struct sockaddr_storage`.
+const ADDRESS_AT: usize = 8192;
+pub const ADDRESS: usize = 128;
 const TAIL: usize = 8192;
 
 /// The record and its tail, as they go to the ring; the record is also what is kept to count its repeats.
@@ -28,7 +33,7 @@ pub struct Draft {
     /// Bytes of the tail.
     len: u64,
     pub repeats: Repeats,
-    tail: [u8; TAIL],
+    tail: [u8; TAIL + ADDRESS],
 }
 
 impl Draft {
@@ -101,6 +106,21 @@ impl Draft {
         }
     }
 
+    /// Appends `len` bytes of kernel memory; 0 < `len` <= ADDRESS.
+    #[inline(always)]
+    pub fn push_kernel(&mut self, from: Pointer, len: u32) -> Result<(), Unreadable> {
+        let at = black_box(self.len as usize) & (ADDRESS_AT - 1);
+        let len = (black_box(len - 1) & (ADDRESS as u32 - 1)) + 1;
+        // SAFETY: ADDRESS bytes are left behind `at`; the helper checks the source.
+        match unsafe { bpf_probe_read_kernel(self.tail.as_mut_ptr().add(at).cast(), len, from) } {
+            0 => {
+                self.len += u64::from(len);
+                Ok(())
+            }
+            _ => Err(Unreadable),
+        }
+    }
+
     /// Copies record and tail to the ring. False: it is full.
     #[inline(always)]
     pub fn submit(&mut self) -> bool {
@@ -118,4 +138,4 @@ impl Draft {
 }
 
 // The tail follows the record without a hole.
-const _: () = assert!(size_of::<Draft>() == 16 + size_of::<Repeats>() + TAIL);
+const _: () = assert!(size_of::<Draft>() == 16 + size_of::<Repeats>() + TAIL + ADDRESS);

@@ -46,7 +46,8 @@ pub fn numbers(record: &mut ConnectRecord) {
     record.executable_len = 0;
     record.cgroup_len = 0;
     record.arguments_len = 0;
-    record.reserved = [0; 3];
+    record.reserved = 0;
+    record.address_len = 0;
     record.errno = 0;
     record.returned = 0;
 }

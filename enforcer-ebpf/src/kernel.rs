@@ -69,7 +69,7 @@ static SETTINGS: Settings = Settings {
     arguments: 0,
     aggregate: 0,
     outcome: 0,
-    reserved: 0,
+    events: 0,
     ignored_verdicts: [0; 3],
     any_user: 0,
     any_cgroup: 0,
@@ -104,6 +104,12 @@ pub fn arguments_wanted() -> bool {
 #[inline(always)]
 pub fn repeats_counted() -> bool {
     global!(SETTINGS.aggregate) != 0
+}
+
+/// Whether there is one of these events (`TCP_CONNECT`, ...).
+#[inline(always)]
+pub fn is_event(kind: u32) -> bool {
+    global!(SETTINGS.events) & kind != 0
 }
 
 #[inline(always)]

@@ -4,19 +4,22 @@ use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use enforcer_common::{
     RuleId, Verdict,
     counter::Counter,
-    event::{FIRST, KIND_CONNECT, Layer, RepeatKey},
-    kernel::{REPORT_ALL, REPORT_DENIED},
+    event::{FIRST, KIND_CONNECT, KIND_SOCKET, Layer, RepeatKey},
+    kernel::{REPORT_ALL, REPORT_DENIED, SOCKET_CONNECT, TCP_CONNECT, UDP_CONNECT},
 };
 
 use crate::{
     atomic,
     connect::{Destination, Source},
-    draft::Draft,
+    draft::{ADDRESS, Draft},
     facts, ignore,
-    kernel::{repeats_counted, report_level},
+    kernel::{Pointer, Socket, is_event, repeats_counted, report_level},
     maps::{SEQUENCE, count},
     outcome, repeats,
 };
+
+const SOCK_STREAM: u16 = 1;
+const SOCK_SEQPACKET: u16 = 5;
 
 /// Whether a connect with this verdict is to be reported.
 #[inline(always)]
@@ -29,6 +32,10 @@ pub fn wanted(verdict: Verdict, connects: bool) -> bool {
 
 #[inline(always)]
 pub fn connect(to: &Destination, from: &Source, layer: Layer, verdict: Verdict, rule: RuleId) {
+    let has_connections = from.sock_type == SOCK_STREAM || from.sock_type == SOCK_SEQPACKET;
+    if !is_event(if has_connections { TCP_CONNECT } else { UDP_CONNECT }) {
+        return;
+    }
     let Some(draft) = Draft::take() else {
         next_sequence();
         count(Counter::LostEvents);
@@ -54,6 +61,44 @@ pub fn connect(to: &Destination, from: &Source, layer: Layer, verdict: Verdict, 
         count(Counter::Ignored);
     } else if !outcome::awaited(draft, layer, verdict) {
         once(draft);
+    }
+    draft.release();
+}
+
+/// The raw hook: `address` is a `struct sockaddr` of `len` bytes in kernel memory.
+#[inline(always)]
+pub fn socket(socket: &Socket, address: Pointer, len: i32) {
+    if !is_event(SOCKET_CONNECT) {
+        return;
+    }
+    let sequence = next_sequence();
+    let Some(draft) = Draft::take() else {
+        count(Counter::LostEvents);
+        return;
+    };
+    let record = draft.record();
+    record.kind = KIND_SOCKET;
+    record.rule = 0;
+    record.sequence = sequence;
+    // SAFETY: takes no argument.
+    record.time = unsafe { bpf_ktime_get_boot_ns() };
+    record.dst = [0; 16];
+    record.src = [0; 16];
+    record.dst_port = 0;
+    record.src_port = 0;
+    record.family = 0;
+    record.sock_type = socket.kind().unwrap_or(0);
+    record.protocol = socket.sock().and_then(|sock| sock.protocol()).unwrap_or(0);
+    record.verdict = Verdict::Allow as u8;
+    record.layer = Layer::LsmConnect as u8;
+    facts::numbers(record);
+    facts::tail(draft);
+    // The kernel takes no longer ones.
+    if len > 0 && len <= ADDRESS as i32 && draft.push_kernel(address, len as u32).is_ok() {
+        draft.record().address_len = len as u16;
+    }
+    if !draft.submit() {
+        count(Counter::LostEvents);
     }
     draft.release();
 }

@@ -31,7 +31,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// Makes connects for a while and prints how many and for how long.
+/// Makes connects for a while and prints how many, for how long, and with how much CPU.
 fn client(rate: u64) -> Result<()> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     let start = wait::now();
@@ -39,7 +39,8 @@ fn client(rate: u64) -> Result<()> {
     loop {
         let elapsed = start.elapsed().as_secs_f64();
         if elapsed >= SECONDS {
-            println!("{sent} {elapsed}");
+            let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+            println!("{sent} {elapsed} {}", used.tv_sec as f64 + used.tv_nsec as f64 / 1e9);
             return Ok(());
         }
         // A few between two looks at the clock.
@@ -80,6 +81,8 @@ struct Bench {
 struct Row {
     /// Connects a second.
     rate: f64,
+    /// Microseconds of CPU a connect, which others on the machine do not change much.
+    each: f64,
     sent: u64,
     seen: u64,
     ring: u64,
@@ -129,8 +132,8 @@ impl Bench {
         println!("{}", machine()?);
         println!("{RUNS} runs of {SECONDS} s each, medians; connects are UDP, one thread\n");
         println!(
-            "{:<28} {:>10} {:>10} {:>10} {:>10} {:>9} {:>8} {:>8}",
-            "", "connects/s", "events/s", "lost ring", "lost sink", "lost %", "cpu %", "rss MB"
+            "{:<24} {:>10} {:>8} {:>10} {:>10} {:>10} {:>9} {:>8} {:>8}",
+            "", "connects/s", "us each", "events/s", "lost ring", "lost sink", "lost %", "cpu %", "rss MB"
         );
         let alone = median((0..RUNS).map(|_| without()).collect::<Result<_>>()?);
         alone.print("without enforcer");
@@ -170,7 +173,7 @@ impl Bench {
         let _ = fs::remove_file(&events);
         let mut daemon = self.start(settings, &events)?;
         let before = cpu(&daemon)?;
-        let (sent, seconds) = load(rate)?;
+        let Load { sent, seconds, each } = load(rate)?;
         let status = self.caught_up()?;
         let cpu = (cpu(&daemon)? - before) / seconds;
         let rss = peak(&daemon)?;
@@ -180,7 +183,7 @@ impl Bench {
         )?;
         let ended = wait::until("the daemon to end", Duration::from_secs(30), || Ok(daemon.try_wait()?))?;
         ensure!(ended.success(), "{}", self.log());
-        let mut row = Row { rate: sent as f64 / seconds, sent, cpu, rss, ..Row::default() };
+        let mut row = Row { rate: sent as f64 / seconds, each, sent, cpu, rss, ..Row::default() };
         row.sink = status.sinks.iter().map(|sink| sink.lost).sum();
         // Without events there is no file.
         for line in fs::read_to_string(&events).unwrap_or_default().lines() {
@@ -264,8 +267,9 @@ impl Row {
     fn print(&self, name: &str) {
         let lost = self.ring + self.sink;
         println!(
-            "{name:<28} {:>10.0} {:>10.0} {:>10} {:>10} {:>9.3} {:>8.1} {:>8.1}",
+            "{name:<24} {:>10.0} {:>8.2} {:>10.0} {:>10} {:>10} {:>9.3} {:>8.1} {:>8.1}",
             self.rate,
+            self.each,
             self.events as f64 / SECONDS,
             self.ring,
             self.sink,
@@ -277,15 +281,26 @@ impl Row {
 }
 
 fn without() -> Result<Row> {
-    let (sent, seconds) = load(u64::MAX)?;
-    Ok(Row { rate: sent as f64 / seconds, sent, ..Row::default() })
+    let Load { sent, seconds, each } = load(u64::MAX)?;
+    Ok(Row { rate: sent as f64 / seconds, each, sent, ..Row::default() })
 }
 
-fn load(rate: u64) -> Result<(u64, f64)> {
+struct Load {
+    sent: u64,
+    seconds: f64,
+    each: f64,
+}
+
+fn load(rate: u64) -> Result<Load> {
     let output = Command::new(std::env::current_exe()?).args([CLIENT, &rate.to_string()]).output()?;
     let said = String::from_utf8_lossy(&output.stdout);
-    let (sent, seconds) = said.trim().split_once(' ').with_context(|| format!("{output:?}"))?;
-    Ok((sent.parse()?, seconds.parse()?))
+    let [sent, seconds, used] = said.split_whitespace().collect::<Vec<_>>()[..] else {
+        bail!("the client: {output:?}")
+    };
+    let (sent, used): (u64, f64) = (sent.parse()?, used.parse()?);
+    // With a rate, the client spins between two connects.
+    let each = if rate == u64::MAX { used * 1e6 / sent as f64 } else { f64::NAN };
+    Ok(Load { sent, seconds: seconds.parse()?, each })
 }
 
 /// Each figure's own median.
@@ -297,6 +312,7 @@ fn median(rows: Vec<Row>) -> Row {
     }
     Row {
         rate: of(&rows, |row| row.rate),
+        each: of(&rows, |row| row.each),
         sent: of(&rows, |row| row.sent),
         seen: of(&rows, |row| row.seen),
         ring: of(&rows, |row| row.ring),

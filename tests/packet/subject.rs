@@ -8,8 +8,8 @@ use aya::maps::{HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{CgroupSkb, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use enforcer::engine::compile::{Compiled, Network};
-use enforcer::engine::policy::{self, Source};
-use enforcer::engine::tables::{Budget, Tables};
+use enforcer::engine::policy::{self, Lists, PolicySet, Source};
+use enforcer::engine::tables::Tables;
 use enforcer::sys::bpf::{Answers, OBJECT, double};
 use enforcer::sys::ring::Record;
 use enforcer_common::answer::Outcome;
@@ -56,7 +56,7 @@ impl Subject {
         let mount = std::env::temp_dir().join(format!("enforcer-packet-{}", std::process::id()));
         fs::create_dir_all(&mount).unwrap();
         rustix::mount::mount("bpf", &mount, "bpf", rustix::mount::MountFlags::empty(), None).unwrap();
-        let settings = Raw(Settings { read_kernel: 0, report: 0, ttl_floor: FLOOR, ttl_cap: CAP });
+        let settings = Raw(Settings { ttl_floor: FLOOR, ttl_cap: CAP, ..Settings::default() });
         double::prepare(&mount).unwrap();
         let pins = double::DOUBLE_MAPS.map(|map| (map, mount.join(map)));
         let mut loader = EbpfLoader::new();
@@ -164,24 +164,25 @@ impl Drop for Subject {
     }
 }
 
-/// A policy both ways: as the kernel's tables and as the daemon's matcher.
+/// A policy as the daemon's matcher, which has the kernel's tables.
 pub(crate) struct Rules {
     pub(crate) compiled: Compiled,
-    pub(crate) tables: Tables,
 }
 
 impl Rules {
     pub(crate) fn new(text: &str) -> Self {
         let source = Source { path: "test.toml".into(), bytes: text.into() };
         let parsed = policy::parse(&[source]).unwrap_or_else(|errors| panic!("{errors:?}"));
-        Self {
-            compiled: Compiled::new(&parsed.set).unwrap_or_else(|errors| panic!("{errors:?}")),
-            tables: Tables::new(
-                &parsed.set,
-                [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
-                Budget::default(),
-            ),
-        }
+        Self::with_lists(&parsed.set, &Lists::default())
+    }
+
+    pub(crate) fn with_lists(set: &PolicySet, lists: &Lists) -> Self {
+        let key = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+        Self { compiled: Compiled::new(set, lists, key).unwrap_or_else(|errors| panic!("{errors:?}")) }
+    }
+
+    pub(crate) fn tables(&self) -> &Tables {
+        self.compiled.tables()
     }
 }
 

@@ -153,9 +153,17 @@ pub fn run_body(test: &Test) -> Result<()> {
     (test.run)()
 }
 
-/// The cgroup of the running test.
-pub fn cgroup(test: &str) -> PathBuf {
-    Cgroup::of(test).0
+/// Moves this process, and what it starts from now on, into a cgroup below the test's own.
+pub fn enter_cgroup(name: &str) -> Result<PathBuf> {
+    let lines = fs::read_to_string("/proc/self/cgroup")?;
+    let own = lines
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .context("no cgroup2 in /proc/self/cgroup")?;
+    let path = Path::new(CGROUPS).join(own).join(name);
+    fs::create_dir(&path).with_context(|| path.display().to_string())?;
+    fs::write(path.join("cgroup.procs"), "0").with_context(|| path.display().to_string())?;
+    Ok(path)
 }
 
 /// Everything that a test starts is in its cgroup, and ends with it.

@@ -26,6 +26,7 @@ pub const DEFAULT_PATH: &str = "/etc/enforcer/enforcer.toml";
 pub struct Config {
     pub policies: PathBuf,
     pub events: EventVolume,
+    pub kinds: EventKinds,
     /// Events carry the command line.
     pub arguments: bool,
     /// Connects that are not refused are reported when the call returns.
@@ -70,6 +71,21 @@ pub struct Ignore {
     pub networks: Vec<IpNetwork>,
 }
 
+/// Which events there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventKinds {
+    pub tcp_connect: bool,
+    pub udp_connect: bool,
+    /// The raw hook.
+    pub socket_connect: bool,
+}
+
+impl Default for EventKinds {
+    fn default() -> Self {
+        Self { tcp_connect: true, udp_connect: true, socket_connect: false }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerChoice {
     Auto,
@@ -95,6 +111,7 @@ impl Default for Config {
         Self {
             policies: "/etc/enforcer/policies.d".into(),
             events: EventVolume::All,
+            kinds: EventKinds::default(),
             arguments: false,
             outcome: false,
             aggregate: None,

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, ConfigError, EventVolume, LayerChoice, Metrics, OnStop};
+use super::{Config, ConfigError, EventKinds, EventVolume, LayerChoice, Metrics, OnStop};
 
 /// The settings in `text`; `file` is its name for messages.
 pub fn parse(file: &str, text: &str) -> Result<Config, Vec<ConfigError>> {
@@ -67,7 +67,7 @@ impl Reader<'_> {
             let name = key.get_ref().as_ref();
             match name {
                 "policies" => put(&mut config.policies, self.path(name, value)),
-                "events" => put(&mut config.events, self.choice(name, value, EVENTS)),
+                "events" => self.events(value, &mut config),
                 "outcome" => put(&mut config.outcome, self.boolean(name, value)),
                 "aggregate" => config.aggregate = self.window(value),
                 "ignore" => config.ignore = self.ignores(value),
@@ -171,6 +171,24 @@ impl Reader<'_> {
         }
     }
 
+    /// How much is reported of the usual events, or a list of which there are.
+    fn events(&mut self, value: &Value<'_>, config: &mut Config) {
+        let Some(list) = value.get_ref().as_array() else {
+            put(&mut config.events, self.choice("events", value, EVENTS));
+            return;
+        };
+        let mut kinds = EventKinds { tcp_connect: false, udp_connect: false, socket_connect: false };
+        for item in list {
+            match self.choice("events", item, KINDS) {
+                Some(Kind::TcpConnect) => kinds.tcp_connect = true,
+                Some(Kind::UdpConnect) => kinds.udp_connect = true,
+                Some(Kind::SocketConnect) => kinds.socket_connect = true,
+                None => {}
+            }
+        }
+        config.kinds = kinds;
+    }
+
     /// `"off"`, or how long.
     fn window(&mut self, value: &Value<'_>) -> Option<Duration> {
         const SHORTEST: Duration = Duration::from_secs(1);
@@ -252,6 +270,18 @@ impl Reader<'_> {
 
 const EVENTS: &[(&str, EventVolume)] =
     &[("all", EventVolume::All), ("denied", EventVolume::Denied), ("none", EventVolume::None)];
+#[derive(Clone, Copy)]
+enum Kind {
+    TcpConnect,
+    UdpConnect,
+    SocketConnect,
+}
+
+const KINDS: &[(&str, Kind)] = &[
+    ("net_tcp_connect", Kind::TcpConnect),
+    ("net_udp_connect", Kind::UdpConnect),
+    ("security_socket_connect", Kind::SocketConnect),
+];
 const LAYERS: &[(&str, LayerChoice)] =
     &[("auto", LayerChoice::Auto), ("lsm", LayerChoice::Lsm), ("cgroup", LayerChoice::Cgroup)];
 const ON_STOP: &[(&str, OnStop)] = &[("release", OnStop::Release), ("keep", OnStop::Keep)];
@@ -325,6 +355,25 @@ mod tests {
             let text = if text.starts_with('[') { format!("never_deny = {text}") } else { text.to_owned() };
             parse("", &text).unwrap();
         }
+    }
+
+    #[test]
+    fn events_are_a_volume_or_a_list() {
+        let kinds = |text: &str| parse("", text).unwrap().kinds;
+        assert_eq!(kinds("events = \"denied\""), EventKinds::default());
+        let raw = EventKinds { tcp_connect: false, udp_connect: false, socket_connect: true };
+        assert_eq!(kinds("events = [\"security_socket_connect\"]"), raw);
+        let tcp = EventKinds { tcp_connect: true, ..raw };
+        assert_eq!(kinds("events = [\"security_socket_connect\", \"net_tcp_connect\"]"), tcp);
+        assert!(errors("events = [\"connect\"]").contains("events cannot be \"connect\""));
+    }
+
+    #[test]
+    fn repeats_have_a_window_or_none() {
+        assert_eq!(parse("", "aggregate = \"off\"").unwrap().aggregate, None);
+        assert_eq!(parse("", "aggregate = \"10s\"").unwrap().aggregate, Some(Duration::from_secs(10)));
+        assert!(errors("aggregate = \"10ms\"").contains("shorter than a second"));
+        assert!(errors("aggregate = true").contains("aggregate is of type boolean"));
     }
 
     #[test]

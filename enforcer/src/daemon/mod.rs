@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use enforcer_common::counter::Counter;
-use enforcer_common::event::Repeats;
+use enforcer_common::event::{KIND_SOCKET, Repeats};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -84,7 +84,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     let listener = control::bind(&config.socket)?;
     let sinks = Sinks::start(&config.sinks_or_default(crate::sys::log::connected_to_journal()))
         .map_err(DaemonError::Start)?;
-    let changes = policy_dir::watch(&config.policies).map_err(DaemonError::Watch)?;
+    let (changes, lists) = policy_dir::watch(&config.policies).map_err(DaemonError::Watch)?;
     let Started { kernel, ring, enforcement, cgroup } = start::start(&config)?;
     // SAFETY: the ring owns its descriptor, and neither closes nor changes it before it is dropped.
     let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
@@ -104,7 +104,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     let mut daemon = Daemon {
         state: start::state(&config)?,
         installer: Installer::new(kernel)?,
-        policies: Policies::new(config.policies.clone()),
+        policies: Policies::new(config.policies.clone(), lists),
         processes: Processes::new(cgroup, config.arguments),
         sinks,
         metrics,
@@ -113,6 +113,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         started: clock::boot_ns(),
         canary_at: clock::boot_ns(),
         losses: Losses::default(),
+        settled: Losses::default(),
         firsts: Firsts::default(),
         summed_up: clock::boot_ns(),
         ticks: 0,
@@ -152,6 +153,8 @@ struct Daemon {
     started: u64,
     canary_at: u64,
     losses: Losses,
+    /// Losses when what the packet path had entered was taken over last.
+    settled: Losses,
     firsts: Firsts,
     /// When the last window of repeats ended.
     summed_up: u64,
@@ -169,6 +172,7 @@ impl Daemon {
             Err(error) => error!(%error, "cannot read the address map of the daemon before this one"),
         }
         self.losses = self.read_losses();
+        self.settled = self.losses;
         self.installer.protect(self.state.never_deny());
         self.reload("start");
         // Of a daemon before this one, or while none ran.
@@ -255,7 +259,11 @@ impl Daemon {
             }
             Some(Record::Connect(record, tail)) => {
                 let facts = self.processes.facts(&record, &tail);
-                let event = Arc::new(self.state.connect(&record, facts, clock::wall_time(record.time)));
+                let time = clock::wall_time(record.time);
+                let event = Arc::new(match record.kind {
+                    KIND_SOCKET => self.state.socket_connect(&record, tail.address(), facts, time),
+                    _ => self.state.connect(&record, facts, time),
+                });
                 self.firsts.remember(&record, &event);
                 self.emit(event, Some(record.time));
             }
@@ -294,9 +302,14 @@ impl Daemon {
     }
 
     /// Discards what the packet path entered before the last reload or rotation. The daemon holds the same claims,
-    /// as far as they still hold, once it has read the ring to its end.
+    /// as far as they still hold, once it has read the ring to its end; what it never saw it takes over.
     fn settle(&mut self, ring: &mut Ring) {
         if self.retired && (0..SETTLE).any(|_| self.drain(ring)) {
+            if self.losses.answers != self.settled.answers {
+                self.settled = self.losses;
+                let steps = self.state.carry(self.installer.retired(), clock::boot_ns());
+                self.installer.apply(steps, &mut self.state);
+            }
             self.installer.discard_retired();
             self.retired = false;
         }
@@ -355,21 +368,19 @@ impl Daemon {
 
     fn reload(&mut self, why: &str) {
         let begin = clock::boot_ns();
-        self.load(why);
-        if let Some(metrics) = &self.metrics {
-            metrics.reload(clock::boot_ns().saturating_sub(begin));
-        }
-    }
-
-    fn load(&mut self, why: &str) {
-        let Some((compiled, tables)) = self.policies.load(why) else { return };
+        let Some(compiled) = self.policies.load(why) else { return };
         // Networks first: they need no answer, and what both sets share is never taken away.
         let old = self.installer.put_networks(compiled.networks());
         // Then new answers, then those already seen. What the old rules entered goes last (`settle`).
-        self.retired |= self.installer.install(&tables);
+        self.retired |= self.installer.install(compiled.tables());
         let steps = self.state.set_policy(compiled, clock::boot_ns());
         self.installer.apply(steps, &mut self.state);
         self.installer.remove_networks(old);
+        let took = clock::boot_ns() - begin;
+        self.policies.took(took);
+        if let Some(metrics) = &self.metrics {
+            metrics.reload(took);
+        }
     }
 
     fn tick(&mut self) {

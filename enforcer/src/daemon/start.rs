@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use enforcer_common::answer::Lifetime;
-use enforcer_common::kernel::{REPORT_ALL, REPORT_DENIED, REPORT_NONE};
+use enforcer_common::kernel::{
+    REPORT_ALL, REPORT_DENIED, REPORT_NONE, SOCKET_CONNECT, TCP_CONNECT, UDP_CONNECT,
+};
 use tracing::{error, info, warn};
 
 use super::DaemonError;
-use crate::config::{Config, EventVolume, LayerChoice};
+use crate::config::{Config, EventKinds, EventVolume, LayerChoice};
 use crate::engine::compile::Network;
 use crate::engine::dns::table::TableConfig;
 use crate::engine::state::{NeverDeny, State};
@@ -68,6 +70,11 @@ pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
                     events lack errno, source and latency";
         problems.push(text.to_owned());
     }
+    if config.kinds.socket_connect && hooks == Hooks::Cgroup {
+        let text =
+            "events lists security_socket_connect, which needs the LSM hooks: there are no such events";
+        problems.push(text.to_owned());
+    }
     let enforcement = Enforcement { kernel: preflight.kernel, hooks, reason, canary, problems };
     announce(&enforcement);
     Ok(Started { kernel, ring, enforcement, cgroup: mount })
@@ -90,6 +97,13 @@ fn seconds(duration: std::time::Duration) -> u32 {
     u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
 }
 
+fn events(kinds: EventKinds) -> u32 {
+    let bit = |there_is: bool, bit: u32| if there_is { bit } else { 0 };
+    bit(kinds.tcp_connect, TCP_CONNECT)
+        | bit(kinds.udp_connect, UDP_CONNECT)
+        | bit(kinds.socket_connect, SOCKET_CONNECT)
+}
+
 type Attempt = (Kernel, Ring, Canary, Hooks);
 
 fn attach(
@@ -108,6 +122,7 @@ fn attach(
             EventVolume::None => REPORT_NONE,
         },
         arguments: config.arguments,
+        events: events(config.kinds),
         outcome: config.outcome && hooks == Hooks::Lsm,
         aggregate: config.aggregate.is_some(),
         ignore: &config.ignore,

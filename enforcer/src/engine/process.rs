@@ -12,6 +12,7 @@ pub struct Tail<'a> {
     executable: &'a [u8],
     cgroup: &'a [u8],
     arguments: &'a [u8],
+    address: &'a [u8],
 }
 
 impl<'a> Tail<'a> {
@@ -19,8 +20,9 @@ impl<'a> Tail<'a> {
     pub fn parse(record: &ConnectRecord, bytes: &'a [u8]) -> Option<Self> {
         let (executable, rest) = bytes.split_at_checked(record.executable_len.into())?;
         let (cgroup, rest) = rest.split_at_checked(record.cgroup_len.into())?;
-        let arguments = rest.get(..record.arguments_len.into())?;
-        Some(Self { executable, cgroup, arguments })
+        let (arguments, rest) = rest.split_at_checked(record.arguments_len.into())?;
+        let address = rest.get(..record.address_len.into())?;
+        Some(Self { executable, cgroup, arguments, address })
     }
 
     /// The executable's path, escaped, with ` (deleted)` behind it when it is no more, as in `/proc/PID/exe`.
@@ -38,6 +40,11 @@ impl<'a> Tail<'a> {
     /// The control group's path, escaped.
     pub fn cgroup(&self, record: &ConnectRecord) -> Option<String> {
         (record.flags & CGROUP_WHOLE != 0).then(|| path(self.cgroup))
+    }
+
+    /// The `sockaddr` of a `KIND_SOCKET` record.
+    pub fn address(&self) -> &'a [u8] {
+        self.address
     }
 
     /// `None`: not told.

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use enforcer_common::event::{AnswerRecord, ConnectRecord, Layer, RETURNED};
+use enforcer_common::event::{AF_INET, AF_INET6, AnswerRecord, ConnectRecord, Layer, RETURNED};
 use enforcer_common::verdict::BootNanos;
 use enforcer_common::{Addr, Entry, RuleId, Verdict};
 
@@ -14,9 +14,10 @@ use super::dns::wire;
 use super::name::Name;
 use super::plan::{Planner, Step, View};
 use super::record::{
-    Connect, Event, Gap, LayerName, NameKind, NameOrigin, Process, VerdictName, family_name, printable,
-    protocol_name, socket_type_name,
+    Connect, Event, Gap, LayerName, NameKind, NameOrigin, Process, SocketConnect, VerdictName, family_name,
+    printable, protocol_name, socket_type_name,
 };
+use super::sockaddr;
 
 const TCP: u16 = 6;
 
@@ -26,6 +27,8 @@ pub struct DnsCounts {
     pub answers: u64,
     pub unparsed: u64,
     pub truncated: u64,
+    /// Answers with names that only globs name for which the kernel has no room.
+    pub late_globs: u64,
     /// Bindings of denied names to addresses that are never denied.
     pub refused: u64,
 }
@@ -99,6 +102,16 @@ impl State {
         }
     }
 
+    /// Takes over what the packet path entered for answers that were lost on their way here.
+    pub fn carry(&mut self, entries: impl IntoIterator<Item = (Addr, Entry)>, now: BootNanos) -> Vec<Step> {
+        for (addr, entry) in entries {
+            if !self.never.contains(addr) {
+                self.planner.carry(addr, entry);
+            }
+        }
+        self.replan(now)
+    }
+
     /// A new set of rules: matched against everything already seen.
     pub fn set_policy(&mut self, compiled: Compiled, now: BootNanos) -> Vec<Step> {
         self.compiled = Some(compiled);
@@ -136,6 +149,8 @@ impl State {
             return Vec::new();
         };
         self.dns.truncated += u64::from(answer.truncated);
+        let late = self.compiled.as_ref().is_some_and(|compiled| compiled.is_late(&answer.chain));
+        self.dns.late_globs += u64::from(late && !answer.addresses.is_empty());
         let changed = self.table.observe(&answer, Some(Addr::from_v6(record.server)), now);
         self.plan(now, |planner, view| planner.readdress(changed, view))
     }
@@ -196,6 +211,33 @@ impl State {
             STREAM | SEQPACKET => Event::TcpConnect(connect),
             _ => Event::UdpConnect(connect),
         }
+    }
+
+    /// The event for a connect as the raw hook saw it. `address`: its `sockaddr`.
+    pub fn socket_connect(
+        &self,
+        record: &ConnectRecord,
+        address: &[u8],
+        facts: Facts,
+        time: String,
+    ) -> Event {
+        let address = sockaddr::read(address);
+        let internet = matches!(address.family, AF_INET | AF_INET6);
+        Event::SocketConnect(SocketConnect {
+            time,
+            sequence: record.sequence,
+            family: family_name(address.family),
+            socket_type: socket_type_name(record.sock_type),
+            // Numbers mean something else in each family.
+            protocol: if internet {
+                protocol_name(record.protocol)
+            } else {
+                record.protocol.to_string().into()
+            },
+            address: address.text,
+            port: address.port,
+            process: process(record, facts),
+        })
     }
 
     /// The event for records that were lost.

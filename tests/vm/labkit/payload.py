@@ -8,11 +8,12 @@ from .common import CHECKOUT, GUEST, ext4, run
 SIZE = "96M"
 
 
-def build(profile="lab"):
+def build(profile="lab", tests="vmtests"):
     """The binaries under test, from this checkout as it is now."""
-    run(["cargo", "build", "--locked", "--profile", profile, "-p", "enforcer", "-p", "enforcer-tests"], cwd=CHECKOUT)
+    packages = ["-p", "enforcer", "-p", "enforcer-tests", "--bin", "enforcer", "--bin", tests]
+    run(["cargo", "build", "--locked", "--profile", profile, *packages], cwd=CHECKOUT)
     target = os.environ.get("CARGO_TARGET_DIR", CHECKOUT / "target")
-    return {name: f"{target}/{profile}/{name}" for name in ("enforcer", "vmtests")}
+    return {name: f"{target}/{profile}/{name}" for name in ("enforcer", tests)}
 
 
 def tree(work, binaries, task, files=()):

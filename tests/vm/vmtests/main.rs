@@ -1,4 +1,5 @@
-//! Runs inside the guest or container: `vmtests run [FILTER..]`, `vmtests list`, `vmtests network` (for an interactive shell).
+//! Runs inside the guest or container: `vmtests run [FILTER..]`, `vmtests list`, `vmtests network` (for an interactive shell),
+//! `vmtests record`.
 
 mod cases;
 
@@ -33,11 +34,15 @@ fn dispatch() -> Result<()> {
             _ => bail!("usage: vmtests quick ADDRESS CGROUP"),
         },
         "network" => network::build(),
+        "record" => {
+            network::build()?;
+            cases::resolvers::record()
+        }
         "list" => {
             tests.iter().for_each(|test| println!("{}", test.name));
             Ok(())
         }
-        _ => bail!("usage: vmtests run [FILTER..] | one TEST | list | network"),
+        _ => bail!("usage: vmtests run [FILTER..] | one TEST | list | network | record"),
     }
 }
 

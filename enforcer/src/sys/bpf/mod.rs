@@ -39,7 +39,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// Part of the pin directory's name: raised whenever a map's layout or meaning changes, so that a daemon never
 /// adopts maps that it would misread.
-const PIN_VERSION: &str = "v3";
+const PIN_VERSION: &str = "v4";
 
 const ADDRESSES: &str = "ADDRESSES";
 const NETWORKS: &str = "NETWORKS";
@@ -110,6 +110,8 @@ pub struct Options<'a> {
     pub hooks: Hooks,
     /// `enforcer_common::kernel::REPORT_*`
     pub report: u32,
+    /// Which events there are: `enforcer_common::kernel::TCP_CONNECT` and others.
+    pub events: u32,
     /// Reports carry the command line.
     pub arguments: bool,
     /// Repeats are counted, not reported.
@@ -283,7 +285,8 @@ impl AsRawFd for Ring {
     }
 }
 
-fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
+/// The object with this kernel's offsets, and its maps, pinned. No program is loaded yet.
+pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
     let offsets = Wire(if options.read_kernel { btf::offsets()? } else { Offsets::default() });
     let masks = ignore::masks(options.ignore);
     let settings = Wire(Settings {
@@ -294,7 +297,7 @@ fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
         arguments: options.arguments.into(),
         aggregate: options.aggregate.into(),
         outcome: (options.outcome && options.hooks == Hooks::Lsm).into(),
-        reserved: 0,
+        events: options.events,
         ignored_verdicts: masks.verdicts,
         any_user: masks.any_user,
         any_cgroup: masks.any_cgroup,

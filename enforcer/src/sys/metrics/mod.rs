@@ -81,7 +81,7 @@ impl Metrics {
         }
     }
 
-    /// The policies were loaded (or had errors), which took so long.
+    /// The policies were loaded, which took so long.
     pub fn reload(&self, took_ns: u64) {
         self.reload.observe(seconds(took_ns));
     }

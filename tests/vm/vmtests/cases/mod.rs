@@ -7,8 +7,9 @@ mod life;
 mod outcome;
 mod race;
 mod reload;
-mod resolvers;
+pub(crate) mod resolvers;
 mod smoke;
+mod verifier;
 mod volume;
 mod ways;
 mod without_bpf;
@@ -39,6 +40,7 @@ pub(crate) fn all() -> Vec<Test> {
     }
     [
         smoke::tests(),
+        verifier::tests(),
         ways::tests(),
         clients::tests(),
         life::tests(),

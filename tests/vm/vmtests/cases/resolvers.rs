@@ -1,4 +1,0 @@
-use enforcer_tests::harness::Test;
-pub(crate) fn tests() -> Vec<Test> {
-    vec![]
-}
