@@ -124,6 +124,9 @@ impl Out<'_> {
         let map = &status.map;
         self.gauge("denied_addresses", "Addresses in the kernel's map", map.addresses as u64)?;
         self.gauge("denied_addresses_capacity", "How many it can hold", map.capacity as u64)?;
+        self.gauge("answered_addresses", "Addresses that the packet path entered", map.answered)?;
+        let help = "How many it can enter; when full, answers are withheld";
+        self.gauge("answered_addresses_capacity", help, map.answered_capacity as u64)?;
         self.gauge("owed_addresses", "Addresses not handled as the policy says", map.owed as u64)?;
         self.counter("failed_inserts", "Addresses that could not be denied", map.failed_inserts)
     }
