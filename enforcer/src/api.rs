@@ -155,6 +155,12 @@ pub struct SinkStatus {
     pub name: String,
     pub written: u64,
     pub lost: u64,
+    /// In the queue now.
+    #[serde(default)]
+    pub waiting: u64,
+    /// Not wanted by the sink's filter: neither written nor lost.
+    #[serde(default)]
+    pub filtered: u64,
     pub error: Option<String>,
 }
 

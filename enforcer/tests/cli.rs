@@ -204,3 +204,97 @@ fn check_finds_what_is_wrong_with_the_directory() {
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!((code, &report["ok"], &report["errors"][0]["kind"]), (1, &false.into(), &"unusable".into()));
 }
+
+/// One event, as a JSON sink writes it.
+fn event(dst: &str, verdict: &str, comm: &str) -> String {
+    serde_json::json!({
+        "event": "net_tcp_connect", "time": "2026-11-23T12:08:32.123456789Z", "dstIP": dst, "dstPort": 443,
+        "results": ["tracker.example"], "srcIP": null, "srcPort": 0, "protocol": "tcp", "pid": 7, "tid": 7, "ppid": 1,
+        "uid": 0, "gid": 0, "comm": comm, "executable": null, "cgroup": null, "layer": "lsm_connect",
+        "verdict": verdict, "rule": "no-trackers",
+    })
+    .to_string()
+}
+
+#[test]
+fn events_are_filtered_and_come_in_columns_and_formats() {
+    let daemon = Daemon::start(active(true), Vec::new());
+    let mut children = [
+        daemon.follow(&[
+            "--filter",
+            "verdict == 'deny' && dst_dns =~ '*.example'",
+            "--columns",
+            "verdict,process,address",
+        ]),
+        daemon.follow(&["--format", "tracee"]),
+    ];
+    for (dst, verdict) in [("192.0.2.1", "allow"), ("192.0.2.2", "deny")] {
+        let event = serde_json::from_str(&event(dst, verdict, "curl")).unwrap();
+        daemon.events.send(Arc::new(event)).unwrap();
+    }
+    daemon.gap(3); // passes every filter
+    let mut first = |n: usize, lines: usize| -> Vec<String> {
+        BufReader::new(children[n].stdout.take().unwrap()).lines().take(lines).map(Result::unwrap).collect()
+    };
+    let lines = first(0, 2);
+    assert_eq!(lines[0], "DENY\tcurl[7]\t192.0.2.2:443");
+    let tracee: Vec<serde_json::Value> =
+        first(1, 3).iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(tracee[0]["args"][0]["value"], "192.0.2.1");
+    assert_eq!(tracee[2]["eventName"], "enforcer_gap");
+    for mut child in children {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_wrong_filter_is_shown_with_its_column() {
+    for subcommand in ["events", "top", "report"] {
+        let (code, _, stderr) =
+            run(enforcer().args([subcommand, "--filter", "uid == 0 && verdict = 'deny'"]));
+        assert_eq!(code, 2, "{stderr}");
+        assert!(
+            stderr.contains("column 21: \"=\" is no operator") && stderr.contains("write =="),
+            "{stderr}"
+        );
+    }
+    let (code, _, stderr) = run(enforcer().arg("top"));
+    assert!(code == 2 && stderr.contains("needs a terminal"), "{stderr}");
+}
+
+#[test]
+fn a_report_is_written_from_recorded_events() {
+    let dir = tempfile::tempdir().unwrap();
+    let (events, page) = (dir.path().join("events.json"), dir.path().join("report.html"));
+    let lines = [
+        event("192.0.2.1", "deny", "<script>x</script>"),
+        event("192.0.2.1", "allow", "curl"),
+        "torn {".into(),
+    ];
+    std::fs::write(&events, lines.join("\n")).unwrap();
+    let report = |more: &[&str]| {
+        run(enforcer().args(["report", "--since", "2026-11-23T00:00:00Z", "--from"]).arg(&events).args(more))
+    };
+    let (code, stdout, stderr) = report(&["--output", page.to_str().unwrap()]);
+    assert!(code == 0 && stdout.contains("2 events"), "{stdout}{stderr}");
+    let html = std::fs::read_to_string(&page).unwrap();
+    assert!(
+        html.contains("no-trackers") && html.contains("&lt;script&gt;x") && !html.contains("<script"),
+        "{html}"
+    );
+    let (_, stdout, _) = report(&["--json"]);
+    let sums: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&sums["counts"]["denied"], &sums["unreadable"]), (&1.into(), &1.into()));
+
+    // Without --from: the file of the settings' JSON sink, or what to do.
+    let settings = dir.path().join("e.toml");
+    std::fs::write(&settings, format!("[[sink]]\ntype = \"file\"\npath = {events:?}")).unwrap();
+    let (code, stdout, _) = run(enforcer()
+        .args(["report", "--json", "--since", "2026-11-23T00:00:00Z", "--config"])
+        .arg(&settings));
+    assert!(code == 0 && stdout.contains("tracker.example:443"), "{stdout}");
+    std::fs::write(&settings, "").unwrap();
+    let (code, _, stderr) = run(enforcer().args(["report", "--config"]).arg(&settings));
+    assert!(code == 2 && stderr.contains("[[sink]]") && stderr.contains("--from"), "{stderr}");
+}

@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub(super) struct Connection {
     /// The daemon's control socket [default: as in the settings]
     #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
+    pub(super) socket: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::client::{Client, Connection, strange};
 use super::{Exit, Failure, print, print_json};
 use crate::api::{Denied, Reply, Request};
-use crate::sys::sink::text;
+use crate::engine::format::text;
 
 /// List what is denied now: address, names, rule, and for how long
 #[derive(Debug, clap::Args)]

@@ -4,8 +4,11 @@ mod check;
 mod client;
 mod denied;
 mod events;
+mod report;
 mod run;
 mod status;
+mod table;
+mod top;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -42,7 +45,9 @@ enum Command {
     Run(run::Args),
     Check(check::Args),
     Status(status::Args),
-    Events(events::Args),
+    Events(Box<events::Args>),
+    Report(Box<report::Args>),
+    Top(Box<top::Args>),
     Denied(denied::Args),
 }
 
@@ -61,6 +66,8 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args, config),
         Command::Status(args) => status::run(&args, config),
         Command::Events(args) => events::run(&args, config),
+        Command::Report(args) => report::run(&args, config),
+        Command::Top(args) => top::run(&args, config),
         Command::Denied(args) => denied::run(&args, config),
     };
     done.unwrap_or_else(|failure| failure.report()).into()

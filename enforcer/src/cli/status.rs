@@ -141,7 +141,7 @@ fn map_line(f: &mut fmt::Formatter<'_>, map: &MapStatus) -> fmt::Result {
 }
 
 fn sink_line(f: &mut fmt::Formatter<'_>, sink: &SinkStatus) -> fmt::Result {
-    let SinkStatus { name, written, lost, error } = sink;
+    let SinkStatus { name, written, lost, error, .. } = sink;
     write!(f, "sink      {name}: {written} written{}", bad(&[(*lost, "lost")]))?;
     if let Some(error) = error {
         write!(f, " {WARN}({error}){WARN:#}")?;

@@ -2,17 +2,21 @@
 
 mod ignore;
 mod read;
+mod sink;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use enforcer_common::Verdict;
 use ipnetwork::IpNetwork;
-use syslog::Facility;
 
 pub use read::parse;
+pub use sink::{Facility, Http, Output, SinkConfig, SyslogRfc, SyslogServer};
+
+use crate::engine::format::Format;
 
 /// Where the settings are unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/enforcer/enforcer.toml";
@@ -41,6 +45,8 @@ pub struct Config {
     /// `None`: the root of the cgroup2 mount.
     pub cgroup: Option<PathBuf>,
     pub pin: PathBuf,
+    /// `None`: nowhere.
+    pub metrics: Option<Metrics>,
     /// As written; what an empty list means depends on the surroundings, see [`Config::sinks_or_default`].
     pub sinks: Vec<SinkConfig>,
 }
@@ -93,18 +99,11 @@ pub enum OnStop {
     Keep,
 }
 
-#[derive(Clone, Debug)]
-pub enum SinkConfig {
-    Json(Target),
-    Text(Target),
-    Syslog { facility: Facility, socket: PathBuf },
-    Journald,
-}
-
+/// Where the metrics can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    Stdout,
-    File(PathBuf),
+pub enum Metrics {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
 }
 
 impl Default for Config {
@@ -126,6 +125,7 @@ impl Default for Config {
             socket: "/run/enforcer/control.sock".into(),
             cgroup: None,
             pin: "/sys/fs/bpf/enforcer".into(),
+            metrics: None,
             sinks: Vec::new(),
         }
     }
@@ -136,8 +136,8 @@ impl Config {
     pub fn sinks_or_default(&self, under_systemd: bool) -> Vec<SinkConfig> {
         match (self.sinks.is_empty(), under_systemd) {
             (false, _) => self.sinks.clone(),
-            (true, true) => vec![SinkConfig::Journald],
-            (true, false) => vec![SinkConfig::Text(Target::Stdout)],
+            (true, true) => vec![SinkConfig::new(Output::Journald, Format::Text)],
+            (true, false) => vec![SinkConfig::new(Output::Stdout, Format::Text)],
         }
     }
 }
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn without_sinks_the_surroundings_decide() {
         let config = Config::default();
-        assert!(matches!(config.sinks_or_default(true)[..], [SinkConfig::Journald]));
-        assert!(matches!(config.sinks_or_default(false)[..], [SinkConfig::Text(Target::Stdout)]));
+        let output = |under_systemd| config.sinks_or_default(under_systemd)[0].output.clone();
+        assert_eq!((output(true), output(false)), (Output::Journald, Output::Stdout));
     }
 }

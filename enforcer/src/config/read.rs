@@ -6,11 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use syslog::Facility;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, ConfigError, EventKinds, EventVolume, LayerChoice, OnStop, SinkConfig, Target};
+use super::{Config, ConfigError, EventKinds, EventVolume, LayerChoice, Metrics, OnStop};
 
 /// The settings in `text`; `file` is its name for messages.
 pub fn parse(file: &str, text: &str) -> Result<Config, Vec<ConfigError>> {
@@ -32,7 +31,7 @@ pub fn parse(file: &str, text: &str) -> Result<Config, Vec<ConfigError>> {
 }
 
 pub(super) type Value<'a> = Spanned<DeValue<'a>>;
-type Table<'a> = DeTable<'a>;
+pub(super) type Table<'a> = DeTable<'a>;
 
 const KEYS: &[&str] = &[
     "policies",
@@ -50,9 +49,9 @@ const KEYS: &[&str] = &[
     "socket",
     "cgroup",
     "pin",
+    "metrics",
     "sink",
 ];
-const SINK_TYPES: &[&str] = &["json", "text", "syslog", "journald"];
 
 /// Collects errors; each method returns `None` after it has reported one.
 pub(super) struct Reader<'a> {
@@ -82,6 +81,7 @@ impl Reader<'_> {
                 "socket" => put(&mut config.socket, self.path(name, value)),
                 "cgroup" => config.cgroup = self.path(name, value),
                 "pin" => put(&mut config.pin, self.path(name, value)),
+                "metrics" => config.metrics = self.metrics(name, value),
                 "sink" => config.sinks = self.sinks(value),
                 _ => self.unknown_key(key, KEYS, "enforcer.toml"),
             }
@@ -108,75 +108,19 @@ impl Reader<'_> {
         }
     }
 
-    fn sinks(&mut self, value: &Value<'_>) -> Vec<SinkConfig> {
-        let Some(tables) = value.get_ref().as_array() else {
-            self.wrong_type("sink", value, "tables, each headed [[sink]]");
-            return Vec::new();
-        };
-        tables.iter().filter_map(|table| self.sink(table)).collect()
-    }
-
-    fn sink(&mut self, value: &Value<'_>) -> Option<SinkConfig> {
-        let Some(table) = value.get_ref().as_table() else {
-            self.wrong_type("sink", value, "a table headed [[sink]]");
-            return None;
-        };
-        let Some(kind) = table.get("type") else {
-            let hint = format!("add a line: type = {}", one_of(SINK_TYPES));
-            self.error(value.span(), "this sink has no type", Some(hint));
-            return None;
-        };
-        match self.string("type", kind)? {
-            "json" => self.line_sink(value, table, "json").map(SinkConfig::Json),
-            "text" => self.line_sink(value, table, "text").map(SinkConfig::Text),
-            "syslog" => self.syslog_sink(table),
-            "journald" => {
-                self.only_keys(table, &["type"], "journald");
-                Some(SinkConfig::Journald)
-            }
-            other => {
-                let message = format!("there is no sink of type {other:?}");
-                self.error(kind.span(), &message, Some(format!("write {}", one_of(SINK_TYPES))));
-                None
+    fn metrics(&mut self, key: &str, value: &Value<'_>) -> Option<Metrics> {
+        let hint = "write \"127.0.0.1:9469\", the path of a socket, or \"off\"";
+        match self.string_or(key, value, hint)? {
+            "off" => None,
+            path if path.starts_with('/') => self.path(key, value).map(Metrics::Unix),
+            text => {
+                let address = text.parse().ok().map(Metrics::Tcp);
+                if address.is_none() {
+                    self.error(value.span(), &format!("metrics cannot be {text:?}"), Some(hint.into()));
+                }
+                address
             }
         }
-    }
-
-    fn line_sink(&mut self, value: &Value<'_>, table: &Table<'_>, kind: &str) -> Option<Target> {
-        self.only_keys(table, &["type", "path"], kind);
-        let Some(path) = table.get("path") else {
-            let hint = "add a line: path = \"-\" (stdout) or the path of a file";
-            self.error(value.span(), &format!("this {kind} sink has no path"), Some(hint.into()));
-            return None;
-        };
-        self.target(path)
-    }
-
-    fn syslog_sink(&mut self, table: &Table<'_>) -> Option<SinkConfig> {
-        self.only_keys(table, &["type", "facility", "socket"], "syslog");
-        let facility = table.get("facility").map(|value| self.facility(value));
-        let socket = table.get("socket").map(|value| self.path("socket", value));
-        Some(SinkConfig::Syslog {
-            facility: facility.unwrap_or(Some(Facility::LOG_DAEMON))?,
-            socket: socket.unwrap_or_else(|| Some("/dev/log".into()))?,
-        })
-    }
-
-    fn target(&mut self, value: &Value<'_>) -> Option<Target> {
-        if value.get_ref().as_str() == Some("-") {
-            return Some(Target::Stdout);
-        }
-        self.path("path", value).map(Target::File)
-    }
-
-    fn facility(&mut self, value: &Value<'_>) -> Option<Facility> {
-        let text = self.string("facility", value)?;
-        let facility = text.parse().ok();
-        if facility.is_none() {
-            let hint = "write \"daemon\", \"auth\", \"authpriv\", \"user\" or \"local0\" to \"local7\"";
-            self.error(value.span(), &format!("{text:?} is no syslog facility"), Some(hint.into()));
-        }
-        facility
     }
 
     fn networks(&mut self, key: &str, value: &Value<'_>) -> Vec<IpNetwork> {
@@ -210,7 +154,7 @@ impl Reader<'_> {
         Some(PathBuf::from(text))
     }
 
-    fn duration(&mut self, key: &str, value: &Value<'_>) -> Option<Duration> {
+    pub(super) fn duration(&mut self, key: &str, value: &Value<'_>) -> Option<Duration> {
         const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
         let hint = "write a number with a unit, such as \"30s\", \"90m\", \"1h 30m\" or \"7days\"";
         let text = self.string_or(key, value, hint)?;
@@ -283,23 +227,17 @@ impl Reader<'_> {
         found.map(|(_, choice)| *choice)
     }
 
-    fn string<'v>(&mut self, key: &str, value: &'v Value<'_>) -> Option<&'v str> {
+    pub(super) fn string<'v>(&mut self, key: &str, value: &'v Value<'_>) -> Option<&'v str> {
         self.string_or(key, value, "write it in quotes")
     }
 
-    fn string_or<'v>(&mut self, key: &str, value: &'v Value<'_>, hint: &str) -> Option<&'v str> {
+    pub(super) fn string_or<'v>(&mut self, key: &str, value: &'v Value<'_>, hint: &str) -> Option<&'v str> {
         let text = value.get_ref().as_str();
         if text.is_none() {
             let message = format!("{key} is of type {}, a string is needed", value.get_ref().type_str());
             self.error(value.span(), &message, Some(hint.into()));
         }
         text
-    }
-
-    fn only_keys(&mut self, table: &Table<'_>, allowed: &[&str], kind: &str) {
-        for key in table.keys().filter(|key| !allowed.contains(&key.get_ref().as_ref())) {
-            self.unknown_key(key, allowed, &format!("a sink of type {kind:?}"));
-        }
     }
 
     pub(super) fn unknown_key(&mut self, key: &Spanned<Cow<'_, str>>, known: &[&str], place: &str) {
@@ -368,7 +306,7 @@ fn put<T>(place: &mut T, value: Option<T>) {
     }
 }
 
-fn one_of(names: &[&str]) -> String {
+pub(super) fn one_of(names: &[&str]) -> String {
     names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(" or ")
 }
 
@@ -408,7 +346,7 @@ mod tests {
         let (_, sinks) = SHIPPED.split_once("# [[sink]]").unwrap();
         let sinks: String = sinks.lines().map(|line| format!("{}\n", line.trim_start_matches('#'))).collect();
         let config = parse("", &format!("[[sink]]\n{sinks}")).unwrap();
-        assert_eq!(config.sinks.len(), 4);
+        assert_eq!(config.sinks.len(), 7);
         for example in SHIPPED.lines().filter_map(|line| line.split_once("Example: ")) {
             let text = example.1;
             let text = if text.starts_with('[') { format!("never_deny = {text}") } else { text.to_owned() };
@@ -451,6 +389,7 @@ mod tests {
             socket = "/s"
             cgroup = "/c"
             pin = "/b"
+            metrics = "/m"
             sink = [{ type = "json", path = "-" }, { type = "syslog" }, { type = "syslog", facility = "local3", socket = "/l" }]
             "#,
         )
@@ -461,10 +400,8 @@ mod tests {
         assert_eq!((config.require_lsm, config.on_stop), (true, OnStop::Keep));
         assert_eq!((config.ttl_floor.as_secs(), config.ttl_cap.as_secs()), (90, 5400));
         assert_eq!(config.never_deny.len(), 3);
-        assert_eq!(
-            format!("{:?}", config.sinks),
-            r#"[Json(Stdout), Syslog { facility: LOG_DAEMON, socket: "/dev/log" }, Syslog { facility: LOG_LOCAL3, socket: "/l" }]"#
-        );
+        assert_eq!(config.metrics, Some(Metrics::Unix("/m".into())));
+        assert_eq!(config.sinks.len(), 3);
     }
 
     #[test]
@@ -511,19 +448,8 @@ mod tests {
             ("layer = \"cgroup\"\nrequire_lsm = true", "contradicts require_lsm", "remove one"),
             ("sink = 3", "sink is of type integer", "[[sink]]"),
             ("sink = [3]", "sink is of type integer", "[[sink]]"),
-            ("[[sink]]\npath = \"-\"", "1:1: this sink has no type", "add a line: type ="),
-            ("[[sink]]\ntype = \"json\"", "this json sink has no path", "path = \"-\""),
-            ("[[sink]]\ntype = \"kafka\"", "2:8: there is no sink of type \"kafka\"", "\"journald\""),
-            (
-                "[[sink]]\ntype = \"journald\"\npath = \"-\"",
-                "3:1: a sink of type \"journald\" has no key \"path\"",
-                "",
-            ),
-            (
-                "[[sink]]\ntype = \"syslog\"\nfacility = \"x\"",
-                "3:12: \"x\" is no syslog facility",
-                "\"daemon\"",
-            ),
+            ("metrics = \"localhost\"", "metrics cannot be \"localhost\"", "127.0.0.1:9469"),
+            ("metrics = 9469", "metrics is of type integer", "\"off\""),
             ("events = ", "e.toml:1:", ""),
         ];
         for (text, message, hint) in rows {

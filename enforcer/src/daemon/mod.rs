@@ -26,6 +26,7 @@ use crate::engine::state::State;
 use crate::sys::bpf::Ring;
 use crate::sys::canary::{self, Canary};
 use crate::sys::control::{self, Query};
+use crate::sys::metrics::{self, Metrics};
 use crate::sys::process::Processes;
 use crate::sys::ring::Record;
 use crate::sys::sink::Sinks;
@@ -92,6 +93,12 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     let (queries, requests) = mpsc::channel(16);
     let (followers, _) = broadcast::channel(FOLLOW);
     let (stop, stopped) = watch::channel(());
+    let metrics = config.metrics.clone().map(|at| {
+        let metrics = Arc::new(Metrics::default());
+        let (counted, queries, stopped) = (Arc::clone(&metrics), queries.clone(), gone(stopped.clone()));
+        tokio::spawn(metrics::serve(at, counted, queries, stopped));
+        metrics
+    });
     let control = tokio::spawn(control::serve(listener, queries, followers.clone(), gone(stopped)));
 
     let mut daemon = Daemon {
@@ -100,6 +107,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         policies: Policies::new(config.policies.clone(), lists),
         processes: Processes::new(cgroup, config.arguments),
         sinks,
+        metrics,
         followers,
         enforcement,
         started: clock::boot_ns(),
@@ -139,6 +147,7 @@ struct Daemon {
     policies: Policies,
     processes: Processes,
     sinks: Sinks,
+    metrics: Option<Arc<Metrics>>,
     followers: broadcast::Sender<Arc<Event>>,
     enforcement: start::Enforcement,
     started: u64,
@@ -256,7 +265,7 @@ impl Daemon {
                     _ => self.state.connect(&record, facts, time),
                 });
                 self.firsts.remember(&record, &event);
-                self.emit(event);
+                self.emit(event, Some(record.time));
             }
             None => {
                 error!(bytes = bytes.len(), "a record of the ring cannot be read: kernel and daemon disagree")
@@ -264,9 +273,13 @@ impl Daemon {
         }
     }
 
-    fn emit(&mut self, event: Arc<Event>) {
+    /// `seen`: when the kernel saw it, if it was told at once.
+    fn emit(&mut self, event: Arc<Event>, seen: Option<u64>) {
         self.events += 1;
         self.sinks.send(Arc::clone(&event));
+        if let Some(metrics) = &self.metrics {
+            metrics.event(&event, seen.map(|seen| clock::boot_ns().saturating_sub(seen)));
+        }
         // Nobody follows: that is no loss.
         let _ = self.followers.send(event);
     }
@@ -279,7 +292,7 @@ impl Daemon {
             let lost_answers = now.answers.saturating_sub(self.losses.answers);
             self.losses = now;
             let gap = self.state.gap(clock::wall_time(clock::boot_ns()), lost_events, lost_answers);
-            self.emit(Arc::new(gap));
+            self.emit(Arc::new(gap), None);
         }
     }
 
@@ -336,7 +349,7 @@ impl Daemon {
             let facts = processes.facts(record, &Tail::default());
             state.connect(record, facts, clock::wall_time(record.time))
         });
-        self.emit(Arc::new(event));
+        self.emit(Arc::new(event), None);
     }
 
     /// Tells connects from before `then` whose return was not seen.
@@ -346,7 +359,7 @@ impl Daemon {
                 for record in records {
                     let facts = self.processes.facts(&record, &Tail::default());
                     let event = self.state.connect(&record, facts, clock::wall_time(record.time));
-                    self.emit(Arc::new(event));
+                    self.emit(Arc::new(event), None);
                 }
             }
             Err(error) => error!(%error, "connects under way cannot be read"),
@@ -363,7 +376,11 @@ impl Daemon {
         let steps = self.state.set_policy(compiled, clock::boot_ns());
         self.installer.apply(steps, &mut self.state);
         self.installer.remove_networks(old);
-        self.policies.took(clock::boot_ns() - begin);
+        let took = clock::boot_ns() - begin;
+        self.policies.took(took);
+        if let Some(metrics) = &self.metrics {
+            metrics.reload(took);
+        }
         memory::give_back();
     }
 
@@ -434,7 +451,10 @@ impl Daemon {
             }
             OnStop::Keep => info!("stopped: what was denied stays denied (on_stop = \"keep\")"),
         }
-        self.sinks.flush(Duration::from_secs(2));
+        let waiting = self.sinks.flush(Duration::from_secs(2));
+        if waiting > 0 {
+            warn!("{waiting} events are lost: their sinks did not take them before the stop");
+        }
         let _ = std::fs::remove_file(&self.config.socket);
         Ok(ExitCode::SUCCESS)
     }

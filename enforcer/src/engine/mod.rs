@@ -3,6 +3,8 @@
 
 pub mod compile;
 pub mod dns;
+pub mod filter;
+pub mod format;
 pub mod name;
 pub mod plan;
 pub mod policy;
@@ -10,4 +12,6 @@ pub mod process;
 pub mod record;
 pub mod sockaddr;
 pub mod state;
+pub mod summary;
 pub mod tables;
+mod view;

@@ -8,6 +8,11 @@ pub fn boot_ns() -> u64 {
     u64::try_from(read(ClockId::Boottime)).unwrap_or(0)
 }
 
+/// Nanoseconds since 1970.
+pub fn real_ns() -> i128 {
+    read(ClockId::Realtime)
+}
+
 /// The wall-clock time of a boot-time stamp: RFC 3339, UTC, nanoseconds. Both clocks are read each time, so
 /// the answer stays right when somebody sets the wall clock.
 pub fn wall_time(stamp_ns: u64) -> String {

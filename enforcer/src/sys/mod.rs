@@ -9,6 +9,7 @@ pub mod control;
 pub mod host;
 pub mod log;
 pub mod memory;
+pub mod metrics;
 pub mod policy_dir;
 pub mod preflight;
 pub mod process;

@@ -1,58 +1,38 @@
-//! The journal sink: one record an event, its parts as fields (`journalctl ENFORCER_VERDICT=deny`).
+//! The journal sink: one record an event, its parts as fields (`journalctl ENFORCER_VERDICT=deny`), in the journal's
+//! native protocol (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tracing::{Dispatch, Level, dispatcher, event};
-use tracing_journald::{Priority, PriorityMappings};
-use tracing_subscriber::prelude::*;
-use tracing_subscriber::registry;
+use serde_json::Value;
 
-use super::text::{self, Stamp};
 use super::{Failure, Output};
-use crate::engine::record::{Connect, Event, Gap, LayerName, VerdictName};
+use crate::engine::format::text::{self, Stamp};
+use crate::engine::format::{self, fields};
+use crate::engine::record::{Event, VerdictName};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
+/// Below the socket's usual send buffer, so that a record goes in one datagram.
+const MAX_RECORD: usize = 96 * 1024;
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
-pub(super) struct Journald(Option<Journal>);
-
-struct Journal {
-    /// Not the daemon's own subscriber: events go to the journal alone, whatever the log's level is.
-    dispatch: Dispatch,
-    probe: UnixDatagram,
-}
-
-impl Journal {
-    fn connect() -> io::Result<Self> {
-        let layer = tracing_journald::layer()?
-            .with_field_prefix(Some("ENFORCER".into()))
-            .with_syslog_identifier("enforcer".into())
-            .with_priority_mappings(PriorityMappings {
-                debug: Priority::Informational,
-                info: Priority::Notice,
-                ..PriorityMappings::new()
-            });
-        Ok(Self { dispatch: Dispatch::new(registry().with(layer)), probe: UnixDatagram::unbound()? })
-    }
-
-    /// tracing-journald drops what it cannot send without a word. The journal ignores an empty datagram, so
-    /// one that arrives shows that it listens; only what it misses between the two calls goes uncounted.
-    fn check(&self) -> io::Result<()> {
-        self.probe.send_to(&[], SOCKET).map(drop)
-    }
-}
+pub(super) struct Journald(Option<UnixDatagram>);
 
 impl Journald {
     fn send(&mut self, event: &Event) -> io::Result<()> {
-        let journal = match self.0.take() {
-            Some(journal) => journal,
-            None => Journal::connect()?,
+        let socket = match self.0.take() {
+            Some(socket) => socket,
+            None => connect()?,
         };
-        let journal = self.0.insert(journal);
-        journal.check()?;
-        dispatcher::with_default(&journal.dispatch, || record(event));
+        let mut record = record(event);
+        if record.len() > MAX_RECORD {
+            record = self::record(&event.shortened());
+        }
+        socket.send(&record)?;
+        self.0 = Some(socket); // kept only if it works
         Ok(())
     }
 }
@@ -60,74 +40,57 @@ impl Journald {
 impl Output for Journald {
     fn write(&mut self, events: &[Arc<Event>]) -> Result<(), Failure> {
         for (written, event) in events.iter().enumerate() {
-            let error =
-                |error: io::Error| Failure { written, error: format!("{SOCKET}: {error}"), retry: true };
-            self.send(event).map_err(error)?;
+            self.send(event).map_err(|error| Failure::passing(written, format!("{SOCKET}: {error}")))?;
         }
         Ok(())
     }
 }
 
-/// A macro because the level of a tracing event is a constant of its place in the code.
-macro_rules! record_connect {
-    ($level:expr, $kind:expr, $connect:expr, $message:expr) => {
-        event!(
-            $level,
-            event = $kind,
-            verdict = text::verdict($connect.verdict).to_ascii_lowercase(),
-            dst_ip = %$connect.dst_ip,
-            dst_port = $connect.dst_port,
-            results = $connect.results.join(" "),
-            src_ip = $connect.src_ip.map(tracing::field::display),
-            src_port = $connect.src_port,
-            protocol = %$connect.protocol,
-            pid = $connect.process.pid,
-            tid = $connect.process.tid,
-            ppid = $connect.process.ppid,
-            uid = $connect.process.uid,
-            gid = $connect.process.gid,
-            comm = $connect.process.comm,
-            executable = $connect.process.executable,
-            cgroup = $connect.process.cgroup,
-            layer = layer($connect.layer),
-            rule = $connect.rule,
-            time = $connect.time,
-            "{}",
-            $message
-        )
-    };
+fn connect() -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.connect(SOCKET)?;
+    Ok(socket)
 }
 
-fn record(event: &Event) {
-    let message = text::line(event, Stamp::None);
+fn record(event: &Event) -> Vec<u8> {
+    let mut record = Vec::with_capacity(1024);
+    put(&mut record, "MESSAGE", &text::line(event, Stamp::None));
+    put(&mut record, "PRIORITY", priority(event));
+    put(&mut record, "SYSLOG_IDENTIFIER", "enforcer");
+    for (name, value) in fields::of(event) {
+        put(&mut record, &format!("ENFORCER_{}", name.to_ascii_uppercase()), &plain(&value));
+    }
+    record
+}
+
+fn priority(event: &Event) -> &'static str {
     match event {
-        Event::TcpConnect(connect) => record_connect("net_tcp_connect", connect, &message),
-        Event::UdpConnect(connect) => record_connect("net_udp_connect", connect, &message),
-        Event::SocketConnect(connect) => {
-            event!(Level::DEBUG, event = "security_socket_connect", time = connect.time, "{message}");
-        }
-        Event::FlowBegin(flow) => {
-            event!(Level::DEBUG, event = "net_flow_tcp_begin", time = flow.time, "{message}");
-        }
-        Event::Gap(Gap { time, lost_events, lost_answers }) => {
-            event!(Level::ERROR, event = "gap", lost_events, lost_answers, time, "{message}");
-        }
+        Event::Gap(_) => "3",
+        other => match other.connect().map(|connect| connect.verdict) {
+            Some(VerdictName::Deny) => "4",
+            Some(VerdictName::Audit) => "5",
+            Some(VerdictName::Allow) | None => "6",
+        },
     }
 }
 
-fn record_connect(kind: &str, connect: &Connect, message: &str) {
-    match connect.verdict {
-        VerdictName::Deny => record_connect!(Level::WARN, kind, connect, message),
-        VerdictName::Audit => record_connect!(Level::INFO, kind, connect, message),
-        VerdictName::Allow => record_connect!(Level::DEBUG, kind, connect, message),
+/// Lists of words are joined, so that they can be searched; what is deeper stands as JSON.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) if items.iter().all(Value::is_string) => {
+            items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ")
+        }
+        other => format::json(other),
     }
 }
 
-fn layer(layer: LayerName) -> &'static str {
-    match layer {
-        LayerName::LsmConnect => "lsm_connect",
-        LayerName::LsmSendmsg => "lsm_sendmsg",
-        LayerName::CgroupConnect => "cgroup_connect",
-        LayerName::CgroupSendmsg => "cgroup_sendmsg",
-    }
+/// The form with a length, in which no value can end early and pose as another field.
+fn put(record: &mut Vec<u8>, name: &str, value: &str) {
+    record.extend(name.bytes());
+    record.push(b'\n');
+    record.extend((value.len() as u64).to_le_bytes());
+    record.extend(value.bytes());
+    record.push(b'\n');
 }

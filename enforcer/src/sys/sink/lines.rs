@@ -1,43 +1,43 @@
-//! Sinks of lines: a file, a FIFO or stdout; JSON or text.
+//! Sinks of lines: a file, a FIFO or stdout.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use super::text::{self, Stamp};
 use super::{Failure, Output};
-use crate::config::Target;
+use crate::engine::format::Format;
+use crate::engine::format::text::Stamp;
 use crate::engine::record::Event;
 
 pub(super) struct Lines {
-    target: Target,
-    render: fn(&Event, &mut Vec<u8>),
+    /// `None`: stdout.
+    path: Option<PathBuf>,
+    format: Format,
+    stamp: Stamp,
+    host: String,
     file: Option<File>,
     /// The last write ended within a line (a full disk): the next one must not be glued to it.
     torn: bool,
 }
 
 impl Lines {
-    pub(super) fn json(target: Target) -> Self {
-        Self { target, render: json, file: None, torn: false }
-    }
-
-    pub(super) fn text(target: Target) -> Self {
+    pub(super) fn new(path: Option<PathBuf>, format: Format, host: String) -> Self {
         // On a terminal the day is known; in a file it is not.
-        let short = target == Target::Stdout && io::stdout().is_terminal();
-        Self { target, render: if short { short_text } else { dated_text }, file: None, torn: false }
+        let short = path.is_none() && io::stdout().is_terminal();
+        let stamp = if short { Stamp::Time } else { Stamp::DateTime };
+        Self { path, format, stamp, host, file: None, torn: false }
     }
 
     fn file(&mut self) -> io::Result<&mut File> {
-        let file = match (self.file.take(), &self.target) {
+        let file = match (self.file.take(), &self.path) {
             (Some(file), _) => file,
-            (None, Target::Stdout) => File::from(io::stdout().as_fd().try_clone_to_owned()?),
-            (None, Target::File(path)) => open(path)?,
+            (None, None) => File::from(io::stdout().as_fd().try_clone_to_owned()?),
+            (None, Some(path)) => open(path)?,
         };
         Ok(self.file.insert(file))
     }
@@ -47,7 +47,7 @@ impl Output for Lines {
     fn write(&mut self, events: &[Arc<Event>]) -> Result<(), Failure> {
         let mut bytes = Vec::new();
         for event in events {
-            (self.render)(event, &mut bytes);
+            bytes.extend_from_slice(self.format.render(event, &self.host, self.stamp).as_bytes());
             bytes.push(b'\n');
         }
         let mut torn = self.torn;
@@ -58,7 +58,7 @@ impl Output for Lines {
         self.torn = torn;
         result.map_err(|(written, error)| {
             self.file = None; // a FIFO whose reader went, a file system that was remounted: open it anew
-            Failure { written, error: error.to_string(), retry: false }
+            Failure::lasting(written, error.to_string())
         })
     }
 
@@ -98,19 +98,6 @@ fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)?;
     rustix::fs::fcntl_setfl(&file, OFlags::APPEND)?;
     Ok(file)
-}
-
-fn json(event: &Event, line: &mut Vec<u8>) {
-    // Strings and numbers into memory cannot fail.
-    let _ = serde_json::to_writer(line, event);
-}
-
-fn short_text(event: &Event, line: &mut Vec<u8>) {
-    line.extend(text::line(event, Stamp::Time).bytes());
-}
-
-fn dated_text(event: &Event, line: &mut Vec<u8>) {
-    line.extend(text::line(event, Stamp::DateTime).bytes());
 }
 
 #[cfg(test)]

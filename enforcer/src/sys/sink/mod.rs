@@ -1,13 +1,15 @@
 //! Where events go. Each sink has its own thread and its own bounded queue, so that a slow or dead one
 //! delays neither the daemon nor the others; what it misses is counted: written + lost + queued == sent.
 
+mod http;
 mod journald;
 mod lines;
+mod otlp;
 mod syslog;
-pub mod text;
+mod webhook;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -16,58 +18,73 @@ use tracing::{info, warn};
 
 use self::lines::Lines;
 use crate::api::SinkStatus;
-use crate::config::{SinkConfig, Target};
+use crate::config::{self, SinkConfig};
+use crate::engine::filter::Filter;
 use crate::engine::record::Event;
 use crate::sys::clock;
 
-/// Events that wait for one sink: some seconds of a busy host, some megabytes.
-const QUEUE: usize = 8192;
-const BATCH: usize = 256;
 /// Before a failed write is tried again; doubles up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The running sinks. Dropping them ends each thread after what is queued.
 #[derive(Debug)]
-pub struct Sinks(Vec<Sink>);
+pub struct Sinks {
+    sinks: Vec<Sink>,
+    /// This process.
+    own: u32,
+}
 
 #[derive(Debug)]
 struct Sink {
-    name: String,
-    queue: SyncSender<Arc<Event>>,
+    filter: Option<Filter>,
+    /// Its own connects are no events for it: each would cause the next.
+    skip_own: bool,
+    queue: SyncSender<Item>,
     shared: Arc<Shared>,
+}
+
+/// What waits in a queue.
+#[derive(Debug)]
+enum Item {
+    Event(Arc<Event>),
+    /// Write what has been collected, without waiting for more.
+    Flush,
 }
 
 impl Sinks {
     /// Starts a thread for each sink. A sink that cannot be opened is not an error here: it is tried again
     /// with each event and shows in the status.
     pub fn start(configs: &[SinkConfig]) -> Result<Self, String> {
-        configs.iter().map(Sink::start).collect::<Result<_, _>>().map(Self)
+        let sinks = configs.iter().map(Sink::start).collect::<Result<_, _>>()?;
+        Ok(Self { sinks, own: std::process::id() })
     }
 
     /// Never blocks: a sink whose queue is full loses the event and counts it.
     pub fn send(&self, event: Arc<Event>) {
-        for sink in &self.0 {
-            sink.shared.update(|counts| counts.sent += 1);
-            if sink.queue.try_send(Arc::clone(&event)).is_err() {
-                sink.shared.overflow();
-            }
+        let own = event.process().is_some_and(|process| process.pid == self.own);
+        for sink in self.sinks.iter().filter(|sink| !(own && sink.skip_own)) {
+            sink.send(&event);
         }
     }
 
     pub fn status(&self) -> Vec<SinkStatus> {
-        self.0.iter().map(Sink::status).collect()
+        self.sinks.iter().map(Sink::status).collect()
     }
 
     /// Waits until everything sent is written or lost, at most so long. Returns how many events wait still.
     pub fn flush(&self, deadline: Duration) -> u64 {
         let end = clock::boot_ns().saturating_add(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX));
-        self.0.iter().map(|sink| sink.shared.settle(end)).sum()
+        for sink in &self.sinks {
+            // A full queue needs no push.
+            let _ = sink.queue.try_send(Item::Flush);
+        }
+        self.sinks.iter().map(|sink| sink.shared.settle(end)).sum()
     }
 
     /// Opens files anew before the next event (after logrotate has moved them).
     pub fn reopen(&self) {
-        for sink in &self.0 {
+        for sink in &self.sinks {
             sink.shared.reopen.store(true, Ordering::Relaxed);
         }
     }
@@ -75,15 +92,31 @@ impl Sinks {
 
 impl Sink {
     fn start(config: &SinkConfig) -> Result<Self, String> {
-        let name = name(config);
-        let (queue, events) = sync_channel(QUEUE);
-        let shared = Arc::new(Shared { name: name.clone(), ..Shared::default() });
+        let name = match config.output {
+            config::Output::Stdout | config::Output::File(_) => {
+                format!("{} {}", config.format.name(), config.output.name())
+            }
+            _ => config.output.name(),
+        };
+        let (queue, items) = sync_channel(config.queue);
+        let shared = Arc::new(Shared { name, queue: config.queue, ..Shared::default() });
         let (output, worker) = (output(config), Arc::clone(&shared));
         thread::Builder::new()
             .name("sink".into())
-            .spawn(move || work(&events, output, &worker))
-            .map_err(|error| format!("cannot start a thread for the sink {name}: {error}"))?;
-        Ok(Self { name, queue, shared })
+            .spawn(move || work(&items, output, &worker))
+            .map_err(|error| format!("cannot start a thread for the sink {}: {error}", shared.name))?;
+        Ok(Self { filter: config.filter.clone(), skip_own: config.output.connects(), queue, shared })
+    }
+
+    fn send(&self, event: &Arc<Event>) {
+        if self.filter.as_ref().is_some_and(|filter| !filter.matches(event)) {
+            self.shared.filtered.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.shared.sent.fetch_add(1, Ordering::Relaxed);
+        if self.queue.try_send(Item::Event(Arc::clone(event))).is_err() {
+            self.shared.overflow();
+        }
     }
 
     fn status(&self) -> SinkStatus {
@@ -92,36 +125,52 @@ impl Sink {
             true => error.clone(),
             false => format!("recovered from: {error}"),
         });
-        SinkStatus { name: self.name.clone(), written: counts.written, lost: counts.lost, error }
-    }
-}
-
-fn name(config: &SinkConfig) -> String {
-    let target = |target: &Target| match target {
-        Target::Stdout => "stdout".to_owned(),
-        Target::File(path) => path.display().to_string(),
-    };
-    match config {
-        SinkConfig::Json(to) => format!("json {}", target(to)),
-        SinkConfig::Text(to) => format!("text {}", target(to)),
-        SinkConfig::Syslog { socket, .. } => format!("syslog {}", socket.display()),
-        SinkConfig::Journald => "journald".to_owned(),
+        SinkStatus {
+            name: self.shared.name.clone(),
+            written: counts.written,
+            lost: counts.lost,
+            waiting: self.shared.waiting(&counts),
+            filtered: self.shared.filtered.load(Ordering::Relaxed),
+            error,
+        }
     }
 }
 
 fn output(config: &SinkConfig) -> Box<dyn Output> {
-    match config {
-        SinkConfig::Json(target) => Box::new(Lines::json(target.clone())),
-        SinkConfig::Text(target) => Box::new(Lines::text(target.clone())),
-        SinkConfig::Syslog { facility, socket } => Box::new(syslog::Syslog::new(*facility, socket.clone())),
-        SinkConfig::Journald => Box::new(journald::Journald::default()),
+    let (format, host) = (config.format, host());
+    match config.output.clone() {
+        config::Output::Stdout => Box::new(Lines::new(None, format, host)),
+        config::Output::File(path) => Box::new(Lines::new(Some(path), format, host)),
+        config::Output::Syslog { to, facility, rfc } => {
+            Box::new(syslog::Syslog::new(to, syslog::Writer { facility, rfc, format, host }))
+        }
+        config::Output::Journald => Box::new(journald::Journald::default()),
+        config::Output::Webhook { http, lines } => Box::new(webhook::Webhook::new(http, lines, format, host)),
+        config::Output::Otlp(http) => Box::new(otlp::Otlp::new(http, host)),
     }
+}
+
+/// This machine's name.
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// What a sink does with events. Called on the sink's own thread only, so it may block.
 trait Output: Send {
     fn write(&mut self, events: &[Arc<Event>]) -> Result<(), Failure>;
+
     fn reopen(&mut self) {}
+
+    fn batch(&self) -> Batch {
+        Batch { events: 256, delay: Duration::ZERO }
+    }
+}
+
+/// How many events go together.
+struct Batch {
+    events: usize,
+    /// How long the first one waits for others.
+    delay: Duration,
 }
 
 struct Failure {
@@ -130,16 +179,46 @@ struct Failure {
     error: String,
     /// Try the others again, as the receiver may come back; else they are lost.
     retry: bool,
+    /// The receiver asked for so much time.
+    pause: Duration,
 }
 
-fn work(events: &Receiver<Arc<Event>>, mut output: Box<dyn Output>, shared: &Shared) {
-    while let Ok(first) = events.recv() {
-        let batch: Vec<_> = [first].into_iter().chain(events.try_iter().take(BATCH - 1)).collect();
+impl Failure {
+    /// The receiver may come back.
+    fn passing(written: usize, error: String) -> Self {
+        Self { written, error, retry: true, pause: Duration::ZERO }
+    }
+
+    /// What could not be written is lost.
+    fn lasting(written: usize, error: String) -> Self {
+        Self { written, error, retry: false, pause: Duration::ZERO }
+    }
+}
+
+fn work(items: &Receiver<Item>, mut output: Box<dyn Output>, shared: &Shared) {
+    while let Ok(first) = items.recv() {
+        let Item::Event(first) = first else { continue };
+        let batch = collect(first, items, &output.batch());
         if shared.reopen.swap(false, Ordering::Relaxed) {
             output.reopen();
         }
         deliver(&batch, output.as_mut(), shared);
     }
+}
+
+/// What is there, and what comes within the delay.
+fn collect(first: Arc<Event>, items: &Receiver<Item>, batch: &Batch) -> Vec<Arc<Event>> {
+    let mut events = vec![first];
+    let delay = u64::try_from(batch.delay.as_nanos()).unwrap_or(u64::MAX);
+    let end = clock::boot_ns().saturating_add(delay);
+    while events.len() < batch.events {
+        let left = if delay == 0 { 0 } else { end.saturating_sub(clock::boot_ns()) };
+        match items.recv_timeout(Duration::from_nanos(left)) {
+            Ok(Item::Event(event)) => events.push(event),
+            Ok(Item::Flush) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    events
 }
 
 fn deliver(mut batch: &[Arc<Event>], output: &mut dyn Output, shared: &Shared) {
@@ -148,13 +227,13 @@ fn deliver(mut batch: &[Arc<Event>], output: &mut dyn Output, shared: &Shared) {
         let Err(failure) = output.write(batch) else {
             return shared.succeeded(batch.len());
         };
-        batch = &batch[failure.written..];
+        batch = &batch[failure.written.min(batch.len())..];
         let lost = if failure.retry { 0 } else { batch.len() };
         shared.failed(failure.written, lost, failure.error);
         if !failure.retry {
             return;
         }
-        thread::sleep(pause);
+        thread::sleep(pause.max(failure.pause));
         pause = LONGEST_PAUSE.min(pause * 2);
     }
 }
@@ -163,14 +242,17 @@ fn deliver(mut batch: &[Arc<Event>], output: &mut dyn Output, shared: &Shared) {
 #[derive(Debug, Default)]
 struct Shared {
     name: String,
+    /// How many events may wait.
+    queue: usize,
     counts: Mutex<Counts>,
+    sent: AtomicU64,
+    filtered: AtomicU64,
     changed: Condvar,
     reopen: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Counts {
-    sent: u64,
     written: u64,
     lost: u64,
     failing: bool,
@@ -178,15 +260,15 @@ struct Counts {
     error: Option<String>,
 }
 
-impl Counts {
-    fn waiting(&self) -> u64 {
-        self.sent - self.written - self.lost
-    }
-}
-
 impl Shared {
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sent, and neither written nor lost. With the counts locked, it can only be less in the next moment, or more by
+    /// what is being sent.
+    fn waiting(&self, counts: &Counts) -> u64 {
+        self.sent.load(Ordering::Relaxed).saturating_sub(counts.written + counts.lost)
     }
 
     fn update(&self, change: impl FnOnce(&mut Counts)) {
@@ -197,7 +279,7 @@ impl Shared {
     fn overflow(&self) {
         self.update(|counts| {
             counts.lost += 1;
-            let text = || format!("too slow: {QUEUE} events were waiting");
+            let text = || format!("too slow: {} events were waiting", self.queue);
             counts.error.get_or_insert_with(text);
         });
     }
@@ -224,8 +306,10 @@ impl Shared {
 
     fn settle(&self, end_ns: u64) -> u64 {
         let left = Duration::from_nanos(end_ns.saturating_sub(clock::boot_ns()));
-        let waiting = self.changed.wait_timeout_while(self.counts(), left, |counts| counts.waiting() > 0);
-        waiting.unwrap_or_else(PoisonError::into_inner).0.waiting()
+        let waiting = |counts: &mut Counts| self.waiting(counts) > 0;
+        let ended = self.changed.wait_timeout_while(self.counts(), left, waiting);
+        let (counts, _) = ended.unwrap_or_else(PoisonError::into_inner);
+        self.waiting(&counts)
     }
 }
 

@@ -1,18 +1,21 @@
 //! Sinks against what happens to them: slow, full, gone and back.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
-use ::syslog::Facility;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use tempfile::TempDir;
 
-use super::text::tests::connect;
 use super::*;
+use crate::config::{Facility, Http, Output as To, SyslogRfc, SyslogServer};
+use crate::engine::format::Format;
+use crate::engine::format::samples::{self, connect};
 use crate::engine::record::VerdictName;
+
+const QUEUE: usize = 8192;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -43,7 +46,7 @@ fn wait(condition: impl Fn() -> bool) {
 }
 
 fn json(path: &Path) -> SinkConfig {
-    SinkConfig::Json(Target::File(path.to_owned()))
+    SinkConfig::new(To::File(path.to_owned()), Format::Json)
 }
 
 fn lines(path: &Path) -> usize {
@@ -67,7 +70,8 @@ fn open_reader(path: &Path) -> File {
 fn every_event_is_one_line_of_each_file() {
     let dir = tempfile::tempdir().unwrap();
     let (first, second) = (dir.path().join("json"), dir.path().join("text"));
-    let sinks = Sinks::start(&[json(&first), SinkConfig::Text(Target::File(second.clone()))]).unwrap();
+    let sinks =
+        Sinks::start(&[json(&first), SinkConfig::new(To::File(second.clone()), Format::Text)]).unwrap();
     for n in 0..1000 {
         sinks.send(event(n));
     }
@@ -170,7 +174,8 @@ impl Daemon {
 }
 
 fn syslog_at(path: &Path) -> SinkConfig {
-    SinkConfig::Syslog { facility: Facility::LOG_LOCAL3, socket: path.to_owned() }
+    let to = SyslogServer::Unix(path.to_owned());
+    SinkConfig::new(To::Syslog { to, facility: Facility(19), rfc: SyslogRfc::Rfc3164 }, Format::Text)
 }
 
 #[test]
@@ -191,7 +196,8 @@ fn syslog_gets_each_event_with_its_severity() {
     let mut long = connect();
     long.results = vec!["x".repeat(250); 1000];
     sinks.send(Arc::new(Event::TcpConnect(long)));
-    assert!(daemon.read().ends_with(" ..."));
+    let short = daemon.read();
+    assert!(short.len() <= 8192 && short.ends_with("rule no-trackers"), "{short}");
 }
 
 #[test]
@@ -263,7 +269,7 @@ fn the_journal_gets_one_record_an_event_and_may_restart() {
 
 fn journal_test() {
     let socket = Path::new("/run/systemd/journal/socket");
-    let sinks = Sinks::start(&[SinkConfig::Journald]).unwrap();
+    let sinks = Sinks::start(&[SinkConfig::new(To::Journald, Format::Text)]).unwrap();
     sinks.send(event(7));
     wait(|| sinks.status()[0].error.is_some());
     let daemon = Daemon::start(socket);
@@ -280,6 +286,7 @@ fn journal_test() {
     has("ENFORCER_RESULTS", "tracker.example cdn.example");
     has("ENFORCER_COMM", "curl");
     has("ENFORCER_PID", "7");
+    has("ENFORCER_UNIT", "run-1.scope");
     has("ENFORCER_UID", "1000");
     has("ENFORCER_EXECUTABLE", "/usr/bin/curl");
     has("ENFORCER_RULE", "no-trackers");
@@ -295,4 +302,263 @@ fn journal_test() {
     assert!(next_record(&daemon).contains("curl[8]"));
     assert_eq!(sinks.flush(PATIENCE), 0);
     assert_eq!((sinks.status()[0].written, sinks.status()[0].lost), (2, 0));
+}
+
+/// Answers HTTP as told, one answer a request, the last one for ever; keeps the bodies. Alive until dropped.
+struct Collector {
+    url: String,
+    bodies: Arc<Mutex<Vec<String>>>,
+    heads: Arc<Mutex<Vec<String>>>,
+}
+
+impl Collector {
+    fn start(answers: &'static [&'static str]) -> Self {
+        Self::on(std::net::TcpListener::bind("127.0.0.1:0").unwrap(), answers)
+    }
+
+    fn on(listener: std::net::TcpListener, answers: &'static [&'static str]) -> Self {
+        let url = format!("http://{}/events", listener.local_addr().unwrap());
+        let collector = Self { url, bodies: Arc::default(), heads: Arc::default() };
+        let (bodies, heads) = (Arc::clone(&collector.bodies), Arc::clone(&collector.heads));
+        thread::spawn(move || {
+            for n in 0.. {
+                let Ok((stream, _)) = listener.accept() else { return };
+                if Arc::strong_count(&bodies) == 1 {
+                    return;
+                }
+                let (head, body) = request(&mut BufReader::new(&stream));
+                let answer = answers[n.min(answers.len() - 1)];
+                // Counted before it is answered: who was answered can look.
+                if answer.contains(" 200 ") {
+                    bodies.lock().unwrap().push(body);
+                }
+                heads.lock().unwrap().push(head);
+                let _ = (&stream).write_all(answer.as_bytes());
+            }
+        });
+        collector
+    }
+
+    fn sink(&self, batch: usize) -> SinkConfig {
+        let http = Http {
+            url: self.url.clone(),
+            headers: vec![("Authorization".into(), "Bearer t".into())],
+            ca: None,
+            batch,
+            delay: Duration::from_millis(20),
+            timeout: Duration::from_secs(2),
+        };
+        SinkConfig::new(To::Webhook { http, lines: false }, Format::Json)
+    }
+
+    fn events(&self) -> Vec<Event> {
+        let bodies = self.bodies.lock().unwrap();
+        bodies.iter().flat_map(|body| serde_json::from_str::<Vec<Event>>(body).unwrap()).collect()
+    }
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+const BUSY: &str = "HTTP/1.1 503 Busy\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbusy";
+const UNWANTED: &str = "HTTP/1.1 400 Bad\r\nContent-Length: 7\r\nConnection: close\r\n\r\nno\x1b[2J!";
+const MOVED: &str =
+    "HTTP/1.1 302 Moved\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+fn request(reader: &mut impl BufRead) -> (String, String) {
+    let (mut head, mut line, mut length) = (String::new(), String::new(), 0);
+    while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+        let lower = line.to_ascii_lowercase();
+        if let Some(value) = lower.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        head.push_str(&lower);
+        line.clear();
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    (head, String::from_utf8(body).unwrap())
+}
+
+#[test]
+fn a_webhook_gets_every_event_in_batches() {
+    let collector = Collector::start(&[OK]);
+    let sinks = Sinks::start(&[collector.sink(100)]).unwrap();
+    for n in 0..1000 {
+        sinks.send(event(n));
+    }
+    assert_eq!(sinks.flush(PATIENCE), 0);
+    let pids: Vec<_> = collector.events().iter().map(|event| event.process().unwrap().pid).collect();
+    assert!(pids.into_iter().eq(0..1000), "all, once, in order");
+    assert!((10..1000).contains(&collector.bodies.lock().unwrap().len()), "in batches");
+    let heads = collector.heads.lock().unwrap();
+    let head = &heads[0];
+    for wanted in
+        ["post /events", "content-type: application/json", "authorization: bearer t", "user-agent: enforcer/"]
+    {
+        assert!(head.contains(wanted), "{wanted} in {head}");
+    }
+}
+
+#[test]
+fn a_webhook_that_is_down_busy_or_back_loses_nothing_within_its_queue() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener); // down
+    let dir = tempfile::tempdir().unwrap();
+    let down = Collector { url: format!("http://{address}/"), bodies: Arc::default(), heads: Arc::default() };
+    let sinks = Sinks::start(&[down.sink(100), json(&dir.path().join("good"))]).unwrap();
+    for n in 0..300 {
+        sinks.send(event(n));
+    }
+    wait(|| sinks.status()[0].error.is_some() && sinks.status()[1].written == 300);
+    assert!(sinks.status()[0].error.as_ref().unwrap().contains("refused"), "{:?}", sinks.status()[0]);
+    let back = Collector::on(std::net::TcpListener::bind(address).unwrap(), &[BUSY, BUSY, OK]);
+    assert_eq!(sinks.flush(PATIENCE), 0);
+    let pids: Vec<_> = back.events().iter().map(|event| event.process().unwrap().pid).collect();
+    assert!(pids.into_iter().eq(0..300), "all, once, in order");
+    let status = &sinks.status()[0];
+    assert_eq!((status.written, status.lost), (300, 0));
+    assert!(status.error.as_ref().unwrap().starts_with("recovered from: HTTP 503: busy"), "{status:?}");
+}
+
+#[test]
+fn what_a_webhook_does_not_want_is_lost_and_counted() {
+    for (answer, why) in [(UNWANTED, "HTTP 400: no[2J!"), (MOVED, "HTTP 302: the receiver has moved")] {
+        let answers: &'static [&'static str] = Box::leak(Box::new([answer]));
+        let collector = Collector::start(answers);
+        let sinks = Sinks::start(&[collector.sink(10)]).unwrap();
+        (0..5).for_each(|n| sinks.send(event(n)));
+        assert_eq!(sinks.flush(PATIENCE), 0);
+        let status = &sinks.status()[0];
+        assert_eq!((status.written, status.lost), (0, 5));
+        assert!(status.error.as_ref().unwrap().contains(why), "{status:?}");
+    }
+}
+
+#[test]
+fn a_webhook_that_never_answers_delays_nobody_and_every_loss_is_counted() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap(); // never accepts
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let dead = Collector { url, bodies: Arc::default(), heads: Arc::default() };
+    let dir = tempfile::tempdir().unwrap();
+    let small = SinkConfig { queue: 100, ..dead.sink(10) };
+    let sinks = Sinks::start(&[small, json(&dir.path().join("good"))]).unwrap();
+    send(&sinks, 1, 1000);
+    let status = &sinks.status()[0];
+    assert!(status.lost >= 1000 - 100 - 10 && status.written == 0, "{status:?}");
+    assert_eq!(status.written + status.lost + status.waiting, 1000);
+    assert_eq!(lines(&dir.path().join("good")), 1000);
+}
+
+#[test]
+fn otlp_gets_log_records_and_its_rejections_are_losses() {
+    const PARTIAL: &str = "HTTP/1.1 200 OK\r\nContent-Length: 64\r\nConnection: close\r\n\r\n{\"partialSuccess\":{\"rejectedLogRecords\":\"2\",\"errorMessage\":\"x\"}}";
+    let collector = Collector::start(&[PARTIAL]);
+    let To::Webhook { http, .. } = collector.sink(10).output else { panic!("a webhook") };
+    let sinks = Sinks::start(&[SinkConfig::new(To::Otlp(http), Format::Text)]).unwrap();
+    for event in samples::all().into_iter().take(5) {
+        sinks.send(Arc::new(event));
+    }
+    assert_eq!(sinks.flush(PATIENCE), 0);
+    let bodies = collector.bodies.lock().unwrap().clone();
+    let count = |body: &String| {
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        body["resourceLogs"][0]["scopeLogs"][0]["logRecords"].as_array().unwrap().len()
+    };
+    assert_eq!(bodies.iter().map(count).sum::<usize>(), 5);
+    let status = &sinks.status()[0];
+    assert_eq!(status.lost, 2 * bodies.len() as u64);
+    assert_eq!(status.written + status.lost, 5);
+}
+
+#[test]
+fn a_filter_keeps_out_what_is_not_wanted_and_counts_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let filter = "pid >= 90 && verdict == \"deny\"".parse().unwrap();
+    let sinks = Sinks::start(&[SinkConfig { filter: Some(filter), ..json(&path) }]).unwrap();
+    (0..100).for_each(|n| sinks.send(event(n)));
+    sinks.send(Arc::new(Event::Gap(samples::gap())));
+    assert_eq!(sinks.flush(PATIENCE), 0);
+    let status = &sinks.status()[0];
+    assert_eq!((status.written, status.lost, status.filtered), (11, 0, 90));
+    assert_eq!(lines(&path), 11);
+}
+
+#[test]
+fn a_sink_on_the_network_is_not_told_of_its_own_connects() {
+    let dir = tempfile::tempdir().unwrap();
+    let collector = Collector::start(&[OK]);
+    let sinks = Sinks::start(&[collector.sink(10), json(&dir.path().join("all"))]).unwrap();
+    sinks.send(event(std::process::id()));
+    sinks.send(event(1));
+    assert_eq!(sinks.flush(PATIENCE), 0);
+    assert_eq!((sinks.status()[0].written, sinks.status()[1].written), (1, 2));
+    assert_eq!(collector.events().len(), 1);
+}
+
+fn syslog_over(to: SyslogServer, format: Format) -> SinkConfig {
+    SinkConfig::new(To::Syslog { to, facility: Facility(3), rfc: SyslogRfc::Rfc5424 }, format)
+}
+
+#[test]
+fn syslog_over_udp_is_one_datagram_an_event() {
+    let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let to = SyslogServer::Udp(server.local_addr().unwrap().to_string());
+    let sinks = Sinks::start(&[syslog_over(to, Format::Ecs)]).unwrap();
+    for n in 0..100 {
+        sinks.send(event(n));
+        let mut bytes = [0; 65536];
+        let length = server.recv(&mut bytes).unwrap();
+        let message = std::str::from_utf8(&bytes[..length]).unwrap();
+        assert!(message.starts_with("<28>1 2026-11-23T12:08:32.123456Z "), "{message}");
+        let (_, body) = message.split_once(" - ").unwrap();
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["process"]["pid"], n);
+    }
+}
+
+/// The messages of one connection to its end, by their octet counts.
+fn messages(stream: std::net::TcpStream, at_most: usize) -> Vec<String> {
+    let mut reader = BufReader::new(stream);
+    let mut messages = Vec::new();
+    while messages.len() < at_most {
+        let mut count = Vec::new();
+        if reader.read_until(b' ', &mut count).unwrap_or(0) == 0 {
+            break;
+        }
+        let count: usize = std::str::from_utf8(&count).unwrap().trim().parse().unwrap();
+        let mut message = vec![0; count];
+        reader.read_exact(&mut message).unwrap();
+        messages.push(String::from_utf8(message).unwrap());
+    }
+    messages
+}
+
+#[test]
+fn a_restart_of_syslog_over_tcp_loses_nothing_that_it_had_not_received() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let sinks = Sinks::start(&[syslog_over(SyslogServer::Tcp(address.to_string()), Format::Json)]).unwrap();
+    let mut seen = Vec::new();
+    let mut listener = Some(listener);
+    for round in 0..5 {
+        let sent = round * 100;
+        (sent..sent + 100).for_each(|n| sinks.send(event(n)));
+        let server = listener.take().unwrap_or_else(|| std::net::TcpListener::bind(address).unwrap());
+        let (stream, _) = server.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        seen.extend(messages(stream, 100));
+        wait(|| sinks.status()[0].written == u64::from(sent) + 100);
+        // Here it restarts: the connection and the listener are dropped.
+    }
+    let pid = |message: &String| {
+        let (_, body) = message.split_once(" - ").unwrap();
+        serde_json::from_str::<Event>(body).unwrap().process().unwrap().pid
+    };
+    let mut pids: Vec<_> = seen.iter().map(pid).collect();
+    pids.dedup();
+    assert!(pids.into_iter().eq(0..500));
+    assert_eq!(sinks.status()[0].lost, 0);
+    assert!(sinks.status()[0].error.is_some(), "it was seen to be gone");
 }

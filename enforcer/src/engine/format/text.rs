@@ -103,7 +103,7 @@ pub fn word(text: &str) -> String {
 
 /// What is not printable ASCII as `\u{..}`: control characters rule terminals, others look like what they are
 /// not or turn the direction of writing. The record has escaped these already; this holds if it has not.
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
@@ -115,46 +115,11 @@ fn escape(text: &str) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::record::{LayerName, Process};
-
-    pub(in crate::sys::sink) fn connect() -> Connect {
-        Connect {
-            time: "2026-11-23T12:08:32.123456789Z".into(),
-            sequence: 1,
-            dst_ip: "192.0.2.10".parse().unwrap(),
-            dst_port: 443,
-            results: vec!["tracker.example".into(), "cdn.example".into()],
-            names: Vec::new(),
-            no_dns: false,
-            src_ip: None,
-            src_port: 0,
-            family: "inet".into(),
-            socket_type: Some("stream".into()),
-            protocol: "tcp".into(),
-            process: Process {
-                pid: 1234,
-                tid: 1234,
-                ppid: 1,
-                uid: 1000,
-                gid: 1000,
-                comm: "curl".into(),
-                executable: Some("/usr/bin/curl".into()),
-                cgroup: Some("/user.slice".into()),
-                ..Process::default()
-            },
-            layer: LayerName::LsmConnect,
-            verdict: VerdictName::Deny,
-            rule: Some("no-trackers".into()),
-            errno: None,
-            latency_ns: None,
-            count: 1,
-            window: None,
-        }
-    }
+    use crate::engine::format::samples::connect;
 
     fn text(change: impl FnOnce(&mut Connect)) -> String {
         let mut connect = connect();

@@ -1,0 +1,123 @@
+//! One POST: what the HTTP sinks have in common.
+
+use std::time::Duration;
+use std::{fs, io};
+
+use ureq::Agent;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+
+use super::Failure;
+use crate::config::Http;
+
+/// Where distributions keep the certificates that the system believes.
+const BUNDLES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+/// Of a response: enough for an error message.
+const MAX_RESPONSE: u64 = 64 * 1024;
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+pub(super) struct Client {
+    http: Http,
+    /// Made with the first request: by then the certificates may be there.
+    agent: Option<Agent>,
+}
+
+impl Client {
+    pub(super) fn new(http: Http) -> Self {
+        Self { http, agent: None }
+    }
+
+    pub(super) fn http(&self) -> &Http {
+        &self.http
+    }
+
+    /// The response's body, when the answer was 2xx.
+    pub(super) fn post(&mut self, content_type: &str, body: &[u8]) -> Result<Vec<u8>, Failure> {
+        let agent = match self.agent.take() {
+            Some(agent) => agent,
+            None => agent(&self.http).map_err(|error| Failure::passing(0, error))?,
+        };
+        let agent = self.agent.insert(agent);
+        let mut request = agent.post(&self.http.url).header("Content-Type", content_type);
+        for (name, value) in &self.http.headers {
+            request = request.header(name, value);
+        }
+        let mut response = match request.send(body) {
+            Ok(response) => response,
+            Err(error) => {
+                self.agent = None; // the certificates or the name may have changed
+                return Err(Failure::passing(0, error.to_string()));
+            }
+        };
+        let status = response.status().as_u16();
+        let pause = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        let answer = response.body_mut().with_config().limit(MAX_RESPONSE).read_to_vec();
+        match status {
+            200..=299 => Ok(answer.unwrap_or_default()),
+            _ => Err(refused(status, pause, &answer.unwrap_or_default())),
+        }
+    }
+}
+
+/// What the receiver cannot take now may be tried again; what it does not want may not.
+fn refused(status: u16, retry_after: Option<u64>, answer: &[u8]) -> Failure {
+    let shown: String =
+        String::from_utf8_lossy(answer).chars().filter(|c| (' '..='~').contains(c)).take(200).collect();
+    let error = match (status, shown.is_empty()) {
+        (300..=399, _) => {
+            format!("HTTP {status}: the receiver has moved; write its new address into the settings")
+        }
+        (413, _) => "HTTP 413: too large for the receiver; lower `batch` in the settings".into(),
+        (_, true) => format!("HTTP {status}"),
+        (_, false) => format!("HTTP {status}: {shown}"),
+    };
+    if matches!(status, 408 | 425 | 429 | 500..) {
+        let pause = Duration::from_secs(retry_after.unwrap_or(0)).min(LONGEST_RETRY_AFTER);
+        return Failure { pause, ..Failure::passing(0, error) };
+    }
+    Failure::lasting(0, error)
+}
+
+fn agent(http: &Http) -> Result<Agent, String> {
+    let tls = if http.url.starts_with("https:") {
+        TlsConfig::builder().root_certs(roots(http)?).build()
+    } else {
+        TlsConfig::default()
+    };
+    let config = Agent::config_builder()
+        .timeout_global(Some(http.timeout))
+        .http_status_as_error(false)
+        // Events do not follow whoever answers to wherever he says.
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(concat!("enforcer/", env!("CARGO_PKG_VERSION")))
+        .tls_config(tls)
+        .build();
+    Ok(config.new_agent())
+}
+
+fn roots(http: &Http) -> Result<RootCerts, String> {
+    if let Some(path) = &http.ca {
+        let certificates = certificates(&path.to_string_lossy()).map_err(|error| {
+            format!("{}: {error}; set `ca` to a file of certificates (PEM)", path.display())
+        })?;
+        return Ok(RootCerts::new_with_certs(&certificates));
+    }
+    let system = BUNDLES.iter().find_map(|path| certificates(path).ok());
+    Ok(system.map_or(RootCerts::WebPki, |certificates| RootCerts::new_with_certs(&certificates)))
+}
+
+fn certificates(path: &str) -> io::Result<Vec<Certificate<'static>>> {
+    let pem = fs::read(path)?;
+    let items = parse_pem(&pem).filter_map(Result::ok);
+    let certificates: Vec<_> = items
+        .filter_map(|item| match item {
+            PemItem::Certificate(certificate) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    if certificates.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "no certificate in it"));
+    }
+    Ok(certificates)
+}
