@@ -4,6 +4,7 @@ mod check;
 mod client;
 mod denied;
 mod events;
+mod release;
 mod run;
 mod status;
 
@@ -44,6 +45,7 @@ enum Command {
     Status(status::Args),
     Events(events::Args),
     Denied(denied::Args),
+    Release(release::Args),
 }
 
 /// For man pages and completions.
@@ -62,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args, config),
         Command::Events(args) => events::run(&args, config),
         Command::Denied(args) => denied::run(&args, config),
+        Command::Release(args) => release::run(&args, config),
     };
     done.unwrap_or_else(|failure| failure.report()).into()
 }

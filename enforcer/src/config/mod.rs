@@ -29,6 +29,7 @@ pub struct Config {
     /// `None`: the root of the cgroup2 mount.
     pub cgroup: Option<PathBuf>,
     pub pin: PathBuf,
+    pub state: PathBuf,
     /// As written; what an empty list means depends on the surroundings, see [`Config::sinks_or_default`].
     pub sinks: Vec<SinkConfig>,
 }
@@ -82,6 +83,7 @@ impl Default for Config {
             socket: "/run/enforcer/control.sock".into(),
             cgroup: None,
             pin: "/sys/fs/bpf/enforcer".into(),
+            state: "/var/lib/enforcer/state.json".into(),
             sinks: Vec::new(),
         }
     }

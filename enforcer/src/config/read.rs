@@ -46,6 +46,7 @@ const KEYS: &[&str] = &[
     "socket",
     "cgroup",
     "pin",
+    "state",
     "sink",
 ];
 const SINK_TYPES: &[&str] = &["json", "text", "syslog", "journald"];
@@ -74,6 +75,7 @@ impl Reader<'_> {
                 "socket" => put(&mut config.socket, self.path(name, value)),
                 "cgroup" => config.cgroup = self.path(name, value),
                 "pin" => put(&mut config.pin, self.path(name, value)),
+                "state" => put(&mut config.state, self.path(name, value)),
                 "sink" => config.sinks = self.sinks(value),
                 _ => self.unknown_key(key, KEYS, "enforcer.toml"),
             }

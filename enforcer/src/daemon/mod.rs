@@ -1,6 +1,7 @@
 //! Joins the engine to the world: one loop takes an input, asks the engine, carries out the effects.
 
 mod installer;
+mod memory;
 mod policies;
 mod report;
 mod start;
@@ -26,9 +27,11 @@ use crate::sys::control::{self, Query};
 use crate::sys::process::Processes;
 use crate::sys::ring::Record;
 use crate::sys::sink::Sinks;
+use crate::sys::systemd::{self, Stop};
 use crate::sys::{clock, host, policy_dir};
 
 use installer::Installer;
+use memory::Memory;
 use policies::Policies;
 use start::Started;
 
@@ -38,12 +41,16 @@ const SLICE: u64 = 10_000_000;
 const BATCH: usize = 32;
 /// For a backlog when the daemon is stopped: below the 90 s after which systemd kills.
 const STOP_PATIENCE: u64 = 20_000_000_000;
+/// For systemd to say why it stops us.
+const ASK_PATIENCE: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(500);
 /// Ticks between two looks at the host's own addresses, and between two canaries.
 const HOST_TICKS: u64 = 10;
 const CANARY_TICKS: u64 = 60;
 /// Ticks between two rotations: so often room is made in the map that the packet path enters answers into.
 const ROTATION_TICKS: u64 = 1200;
+/// Ticks between two writes of the state file, if there is something new: what a power cut can cost.
+const MEMORY_TICKS: u64 = 10;
 /// Slices of the ring that may hold up the loop while a rotation is settled; the rest waits for the next turn.
 const SETTLE: usize = 20;
 /// Events that a follower of the control socket may lag behind.
@@ -92,6 +99,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         state: start::state(&config)?,
         installer: Installer::new(kernel)?,
         policies: Policies::new(config.policies.clone()),
+        memory: Memory::new(config.state.clone()),
         processes: Processes::new(cgroup),
         sinks,
         followers,
@@ -108,7 +116,22 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     daemon.run(ring, changes, requests).await?;
     drop(stop);
     let _ = control.await;
-    daemon.end()
+    daemon.memory.keep_now(&daemon.state, daemon.installer.changes).await;
+    let why = why_stopped().await;
+    daemon.end(why)
+}
+
+/// `None`: it could not be found out, which must not open anything.
+async fn why_stopped() -> Option<Stop> {
+    let asked = tokio::task::spawn_blocking(systemd::why_stopped);
+    let error = match tokio::time::timeout(ASK_PATIENCE, asked).await {
+        Ok(Ok(Ok(why))) => return Some(why),
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {ASK_PATIENCE:?}"),
+    };
+    warn!(error, "cannot ask systemd whether this is a stop or a restart");
+    None
 }
 
 /// Ends when the other side of the channel is dropped.
@@ -128,6 +151,7 @@ struct Daemon {
     state: State,
     installer: Installer,
     policies: Policies,
+    memory: Memory,
     processes: Processes,
     sinks: Sinks,
     followers: broadcast::Sender<Arc<Event>>,
@@ -150,7 +174,9 @@ impl Daemon {
         }
         self.losses = self.read_losses();
         self.installer.protect(self.state.never_deny());
+        self.memory.restore(&mut self.state);
         self.reload("start");
+        self.installer.kernel().supersede();
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         self.tell_systemd();
     }
@@ -182,6 +208,9 @@ impl Daemon {
                     self.tick();
                     // Should a wake-up ever be lost, it costs half a second and not the enforcement.
                     self.drain(ring.get_mut());
+                    if self.ticks.is_multiple_of(MEMORY_TICKS) {
+                        self.memory.keep(&self.state, self.installer.changes).await;
+                    }
                 }
                 ready = ring.readable_mut() => {
                     let mut ready = ready.map_err(|source| DaemonError::Io { what: "cannot wait for the ring", source })?;
@@ -336,14 +365,19 @@ impl Daemon {
         let _ = reply.send(report::reply(self, request));
     }
 
-    fn end(self) -> Result<ExitCode, DaemonError> {
+    fn end(self, why: Option<Stop>) -> Result<ExitCode, DaemonError> {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        match self.config.on_stop {
-            OnStop::Release => {
+        match (why, self.config.on_stop) {
+            (Some(Stop::Asked), OnStop::Release) => {
                 self.installer.release()?;
                 info!("stopped: nothing is enforced any more");
             }
-            OnStop::Keep => info!("stopped: what was denied stays denied (on_stop = \"keep\")"),
+            (Some(Stop::Asked), OnStop::Keep) => {
+                info!("stopped: what was denied stays denied (on_stop = \"keep\"); `enforcer release` lets go");
+            }
+            (Some(Stop::Restart), _) => info!("stopped for a restart: what was denied stays denied"),
+            (Some(Stop::Shutdown), _) => info!("stopped for a shutdown: what was denied stays denied"),
+            (None, _) => warn!("stopped: what was denied stays denied; `enforcer release` lets go"),
         }
         self.sinks.flush(Duration::from_secs(2));
         let _ = std::fs::remove_file(&self.config.socket);

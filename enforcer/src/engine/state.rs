@@ -2,6 +2,7 @@
 //! address map, events for the sinks.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use enforcer_common::event::{AnswerRecord, ConnectRecord, Layer};
 use enforcer_common::verdict::BootNanos;
@@ -61,6 +62,15 @@ pub struct Claimed {
     pub until: BootNanos,
 }
 
+/// A way from a name to an address that outlives a boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// The asked name, then its aliases in order. Never empty.
+    pub chain: Arc<[Name]>,
+    pub addr: Addr,
+    pub until: BootNanos,
+}
+
 #[derive(Debug)]
 pub struct State {
     /// `None`: no policy could be loaded yet, and what was adopted stays as it is.
@@ -89,6 +99,30 @@ impl State {
         for (addr, entry) in entries {
             self.planner.adopt(addr, entry);
         }
+    }
+
+    /// Takes over what a daemon before this one remembered; rules are matched with it when they come. Gives how
+    /// many bindings were taken.
+    pub fn restore(&mut self, bindings: &[Remembered], now: BootNanos) -> usize {
+        let take = |known: &&Remembered| self.table.restore(&known.chain, known.addr, known.until, now);
+        bindings.iter().filter(take).count()
+    }
+
+    /// What the next boot should know: how names led to addresses that rules speak about. At most `limit`, those
+    /// that last longest.
+    pub fn remembered(&self, now: BootNanos, limit: usize) -> Vec<Remembered> {
+        let addrs = self.planner.installed().keys().copied();
+        let alive = addrs.flat_map(|addr| self.table.bindings(addr)).filter(|binding| now < binding.until);
+        let mut all: Vec<Remembered> = alive
+            .map(|binding| Remembered {
+                chain: binding.chain.clone(),
+                addr: binding.addr,
+                until: binding.until,
+            })
+            .collect();
+        all.sort_by(|a, b| (b.until, a.addr, &a.chain).cmp(&(a.until, b.addr, &b.chain)));
+        all.truncate(limit);
+        all
     }
 
     /// A new set of rules: matched against everything already seen.
