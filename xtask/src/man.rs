@@ -74,7 +74,8 @@ fn main_page(command: Command, others: &[String], date: &str) -> Result<Vec<u8>>
 fn command_page(sub: Command, name: &str, date: &str) -> Result<Vec<u8>> {
     let mut page = Vec::new();
     let usage = name.replace('-', " ");
-    let sub = sub.name(name.to_owned()).display_name(name.to_owned()).bin_name(usage);
+    // clap wants names that live as long as the program, which is a second.
+    let sub = sub.name(&*name.to_owned().leak()).display_name(name.to_owned()).bin_name(usage);
     let man = Man::new(sub.version(env!("CARGO_PKG_VERSION"))).section("8").manual(MANUAL).date(date);
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;

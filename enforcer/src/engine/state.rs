@@ -300,3 +300,45 @@ fn verdict_name(byte: u8) -> VerdictName {
         Some(Verdict::Audit) => VerdictName::Audit,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::policy;
+
+    const SECOND: BootNanos = 1_000_000_000;
+    const TABLE: TableConfig = TableConfig { ttl_floor: 10, ttl_cap: 100, capacity: 100 };
+
+    fn compiled(host: &str) -> Compiled {
+        let text = format!("[[rule]]\nname = \"r\"\naction = \"deny\"\nhosts = [\"{host}\"]\n");
+        let source = policy::Source { path: "p.toml".into(), bytes: text.into_bytes() };
+        Compiled::new(&policy::parse(&[source]).unwrap().set).unwrap()
+    }
+
+    fn known(names: &[&str], last: u8, until: BootNanos) -> Remembered {
+        let chain = names.iter().map(|name| Name::from_text(name).unwrap()).collect();
+        Remembered { chain, addr: Addr::from_v4([198, 51, 100, last]), until }
+    }
+
+    #[test]
+    fn what_is_remembered_is_denied_after_a_boot_if_the_rules_say_so() {
+        let bad = known(&["www.bad.example", "cdn.example"], 1, 50 * SECOND);
+        let kept = [bad.clone(), known(&["good.example"], 2, 50 * SECOND), known(&["bad.example"], 3, SECOND)];
+        let mut state = State::new(TABLE, NeverDeny::default());
+        assert_eq!(state.restore(&kept, 2 * SECOND), 2);
+        let steps = state.set_policy(compiled(".bad.example"), 2 * SECOND);
+        assert!(matches!(steps[..], [Step::Put(addr, _)] if addr == bad.addr), "{steps:?}");
+        // The next boot is told the same, and nothing about what no rule names.
+        assert_eq!(state.remembered(2 * SECOND, 9), [bad.clone()]);
+        assert_eq!(state.remembered(2 * SECOND, 0), []);
+        assert_eq!(state.remembered(50 * SECOND, 9), []);
+
+        let mut freed = State::new(TABLE, NeverDeny::default());
+        freed.restore(&[bad.clone()], 0);
+        assert_eq!(freed.set_policy(compiled("other.example"), 0), []);
+        let host = HashSet::from([bad.addr]);
+        let mut protected = State::new(TABLE, NeverDeny { host, ..NeverDeny::default() });
+        protected.restore(&[bad], 0);
+        assert_eq!(protected.set_policy(compiled(".bad.example"), 0), []);
+    }
+}
