@@ -28,7 +28,10 @@ pub(crate) fn debian(markdown: &str, version: &str, date: &jiff::Zoned) -> Resul
     let items: Vec<String> = items.collect();
     ensure!(!items.is_empty(), "the section of CHANGELOG.md is empty");
     let when = date.strftime("%a, %d %b %Y %H:%M:%S +0000");
-    Ok(format!("enforcer ({version}-1) unstable; urgency=medium\n\n{}\n\n -- {MAINTAINER}  {when}\n", items.join("\n")))
+    Ok(format!(
+        "enforcer ({version}-1) unstable; urgency=medium\n\n{}\n\n -- {MAINTAINER}  {when}\n",
+        items.join("\n")
+    ))
 }
 
 fn wrap(item: &str) -> String {

@@ -42,6 +42,9 @@ mod tests {
         ];
         // A line that is no comment ends no paragraph; an empty comment does.
         assert_eq!(blocks(text), want);
-        assert_eq!(blocks("# A rule has `hosts` = names.\n"), [Block::Text("A rule has `hosts` = names.".into())]);
+        assert_eq!(
+            blocks("# A rule has `hosts` = names.\n"),
+            [Block::Text("A rule has `hosts` = names.".into())]
+        );
     }
 }

@@ -14,7 +14,10 @@ const FORMATS: &str = "File Formats";
 
 const FILES: [(&str, &str); 7] = [
     ("/etc/enforcer/enforcer.toml", "The settings: enforcer.toml(5)."),
-    ("/etc/enforcer/policies.d/*.toml", "What is denied: enforcer-policy(5). Read again when a file changes."),
+    (
+        "/etc/enforcer/policies.d/*.toml",
+        "What is denied: enforcer-policy(5). Read again when a file changes.",
+    ),
     ("/run/enforcer/control.sock", "What the commands talk to the daemon through. For root alone."),
     ("/sys/fs/bpf/enforcer", "The pinned programs and maps: they enforce while no daemon runs."),
     ("/var/lib/enforcer/state.json", "Which addresses were denied for which names, for the next boot."),
@@ -38,7 +41,8 @@ pub(crate) fn pages(date: &jiff::Zoned) -> Result<Vec<(String, Vec<u8>)>> {
     command.build();
     let subcommands: Vec<Command> = command.get_subcommands().cloned().collect();
     let others = subcommands.iter().map(|sub| format!("enforcer-{}(8)", sub.get_name()));
-    let others: Vec<String> = others.chain(["enforcer.toml(5)".into(), "enforcer-policy(5)".into()]).collect();
+    let others: Vec<String> =
+        others.chain(["enforcer.toml(5)".into(), "enforcer-policy(5)".into()]).collect();
     let mut pages = vec![("enforcer.8".to_owned(), main_page(command, &others, &date)?)];
     for sub in subcommands {
         let name = format!("enforcer-{}", sub.get_name());
@@ -116,7 +120,9 @@ fn policy_page(date: &str) -> Result<Vec<u8>> {
     page.control("SH", ["DESCRIPTION"]);
     show(&mut page, &document::blocks(POLICY));
     page.control("SH", ["FILES"]);
-    page.control("TP", []).text([bold("/usr/share/doc/enforcer/examples")]).text([roman("Policies to begin with.")]);
+    page.control("TP", [])
+        .text([bold("/usr/share/doc/enforcer/examples")])
+        .text([roman("Policies to begin with.")]);
     see_also(&mut page, &["enforcer(8)".into(), "enforcer-check(8)".into(), "enforcer.toml(5)".into()]);
     Ok(page.to_roff().into_bytes())
 }
@@ -130,8 +136,10 @@ fn file_page(name: &str, what: &str, date: &str) -> Roff {
 }
 
 fn show(page: &mut Roff, blocks: &[Block]) {
-    for block in blocks {
-        page.control("PP", []);
+    for (number, block) in blocks.iter().enumerate() {
+        if number > 0 {
+            page.control("PP", []);
+        }
         match block {
             Block::Text(text) => {
                 page.text([roman(text.clone())]);
@@ -174,7 +182,8 @@ mod tests {
         let source = enforcer::engine::policy::Source { path: "p".into(), bytes };
         let errors = enforcer::engine::policy::parse(&[source]).unwrap_err();
         let said = errors.iter().map(ToString::to_string).collect::<String>();
-        let keys: Vec<&str> = said.split("a rule has ").nth(1).unwrap().split('`').skip(1).step_by(2).collect();
+        let keys: Vec<&str> =
+            said.split("a rule has ").nth(1).unwrap().split('`').skip(1).step_by(2).collect();
         assert!(keys.len() >= 5, "{said}");
         let page = page("enforcer-policy.5");
         for key in keys {

@@ -76,7 +76,9 @@ fn dependencies(manifest: &Path, start: &str) -> Result<BTreeMap<String, Value>>
 /// Neither for building nor for testing only.
 fn linked(node: &Value) -> Vec<String> {
     let deps = node["deps"].as_array().into_iter().flatten();
-    let normal = deps.filter(|dep| dep["dep_kinds"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind["kind"].is_null())));
+    let normal = deps.filter(|dep| {
+        dep["dep_kinds"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind["kind"].is_null()))
+    });
     normal.filter_map(|dep| dep["pkg"].as_str().map(str::to_owned)).collect()
 }
 

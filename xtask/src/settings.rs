@@ -29,7 +29,8 @@ pub(crate) fn sinks() -> Result<&'static str> {
 }
 
 fn setting(paragraph: &str) -> Result<Option<Setting>> {
-    let is_setting = |line: &&str| line.strip_prefix('#').is_some_and(|rest| rest.starts_with(char::is_lowercase));
+    let is_setting =
+        |line: &&str| line.strip_prefix('#').is_some_and(|rest| rest.starts_with(char::is_lowercase));
     let comment = |upto: &str| paragraph.split(upto).next().unwrap_or_default().to_owned();
     if let Some(line) = paragraph.lines().find(is_setting) {
         let (key, value) = line[1..].split_once(" = ").with_context(|| line.to_owned())?;

@@ -373,7 +373,9 @@ impl Daemon {
                 info!("stopped: nothing is enforced any more");
             }
             (Some(Stop::Asked), OnStop::Keep) => {
-                info!("stopped: what was denied stays denied (on_stop = \"keep\"); `enforcer release` lets go");
+                info!(
+                    "stopped: what was denied stays denied (on_stop = \"keep\"); `enforcer release` lets go"
+                );
             }
             (Some(Stop::Restart), _) => info!("stopped for a restart: what was denied stays denied"),
             (Some(Stop::Shutdown), _) => info!("stopped for a shutdown: what was denied stays denied"),

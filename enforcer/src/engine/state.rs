@@ -323,7 +323,8 @@ mod tests {
     #[test]
     fn what_is_remembered_is_denied_after_a_boot_if_the_rules_say_so() {
         let bad = known(&["www.bad.example", "cdn.example"], 1, 50 * SECOND);
-        let kept = [bad.clone(), known(&["good.example"], 2, 50 * SECOND), known(&["bad.example"], 3, SECOND)];
+        let kept =
+            [bad.clone(), known(&["good.example"], 2, 50 * SECOND), known(&["bad.example"], 3, SECOND)];
         let mut state = State::new(TABLE, NeverDeny::default());
         assert_eq!(state.restore(&kept, 2 * SECOND), 2);
         let steps = state.set_policy(compiled(".bad.example"), 2 * SECOND);

@@ -131,8 +131,7 @@ fn encode(bindings: &[Remembered], now: Moment) -> io::Result<Vec<u8>> {
             address: Ipv6Addr::from(binding.addr.octets()).to_canonical(),
             until: saved + binding.until.saturating_sub(now.boot).div_ceil(SECOND),
         });
-        let text =
-            serde_json::to_vec(&Document { version: VERSION, saved, bindings: entries.collect() })?;
+        let text = serde_json::to_vec(&Document { version: VERSION, saved, bindings: entries.collect() })?;
         if text.len() <= MAX_BYTES {
             return Ok(text);
         }
@@ -239,9 +238,18 @@ mod tests {
             ("\0\0\0", "expected value"),
             (r#"{"version":2,"saved":0,"bindings":[]}"#, "version 2"),
             (r#"{"version":1,"saved":0,"bindings":[],"more":1}"#, "unknown field"),
-            (r#"{"version":1,"saved":0,"bindings":[{"names":[],"address":"192.0.2.1","until":1}]}"#, "0 names"),
-            (r#"{"version":1,"saved":0,"bindings":[{"names":["a..b"],"address":"192.0.2.1","until":1}]}"#, "empty"),
-            (r#"{"version":1,"saved":0,"bindings":[{"names":["a"],"address":"nowhere","until":1}]}"#, "IP address"),
+            (
+                r#"{"version":1,"saved":0,"bindings":[{"names":[],"address":"192.0.2.1","until":1}]}"#,
+                "0 names",
+            ),
+            (
+                r#"{"version":1,"saved":0,"bindings":[{"names":["a..b"],"address":"192.0.2.1","until":1}]}"#,
+                "empty",
+            ),
+            (
+                r#"{"version":1,"saved":0,"bindings":[{"names":["a"],"address":"nowhere","until":1}]}"#,
+                "IP address",
+            ),
             (&format!(r#"{{"version":1,"saved":0,"bindings":[{many}]}}"#), "more than"),
         ];
         let (_dir, path) = file();

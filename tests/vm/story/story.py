@@ -9,6 +9,7 @@ the packages. Prints JSON lines (../demo/stage.py). Exit status 3: the machine r
 import glob
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -106,15 +107,13 @@ def install():
     status = run("systemctl status --no-pager -n 0 enforcer | grep -E 'enforcer.service -|Loaded:|Active:|Status:'")
     expect(status, 0, "active (running)", "enforcing by")
     expect(run("enforcer status"), 0, "enforcing: LSM")
-    expect(run("systemd-analyze security --no-pager enforcer | tail -n 1"), 0)
-    exposure(2.5)
+    exposure(run("systemd-analyze security --no-pager enforcer | tail -n 1"), 2.5)
     reached("banner.ads.example")
     good("installed, enabled and started, with a policy that denies nothing")
 
 
-def exposure(limit):
-    words = quietly("systemd-analyze security --no-pager enforcer | tail -n 1")[1].split()
-    seen = next(float(word) for word in words if word.replace(".", "").isdigit())
+def exposure(result, limit):
+    seen = float(re.search(r"enforcer.service: ([0-9.]+)", result[1]).group(1))
     if seen > limit:
         raise NotAsNarrated(f"exposure {seen} is above {limit}")
 
