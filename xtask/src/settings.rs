@@ -1,7 +1,7 @@
 //! `packaging/enforcer.toml` as data: it shows every setting with its default, which a test of the daemon holds it
 //! to. The man page and the JSON Schema are made from it.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
 pub(crate) const SHIPPED: &str = include_str!("../../packaging/enforcer.toml");
@@ -19,7 +19,8 @@ pub(crate) struct Setting {
 /// its last line. `[[sink]]` comes last.
 pub(crate) fn settings() -> Result<Vec<Setting>> {
     let (head, _) = SHIPPED.split_once("# [[sink]]").context("enforcer.toml does not show [[sink]]")?;
-    head.split("\n\n").filter_map(|paragraph| setting(paragraph).transpose()).collect()
+    let paragraphs: Vec<_> = head.split("\n\n").map(paragraph).collect::<Result<_>>()?;
+    Ok(paragraphs.into_iter().flatten().collect())
 }
 
 /// What the file says about sinks: a comment, and examples.
@@ -28,20 +29,23 @@ pub(crate) fn sinks() -> Result<&'static str> {
     Ok(&SHIPPED[start..])
 }
 
-fn setting(paragraph: &str) -> Result<Option<Setting>> {
+/// Some paragraphs explain two settings at once.
+fn paragraph(text: &str) -> Result<Vec<Setting>> {
     let is_setting =
         |line: &&str| line.strip_prefix('#').is_some_and(|rest| rest.starts_with(char::is_lowercase));
-    let comment = |upto: &str| paragraph.split(upto).next().unwrap_or_default().to_owned();
-    if let Some(line) = paragraph.lines().find(is_setting) {
-        let (key, value) = line[1..].split_once(" = ").with_context(|| line.to_owned())?;
+    let comment: Vec<&str> = text.lines().filter(|line| !is_setting(line)).collect();
+    let comment = comment.join("\n");
+    let mut settings = Vec::new();
+    for line in text.lines().filter(is_setting) {
         let table: toml::Table = line[1..].parse().with_context(|| line.to_owned())?;
-        ensure!(table.len() == 1, "{value}: one setting a line");
-        let default = table.get(key).cloned();
-        return Ok(Some(Setting { key: key.to_owned(), default, comment: comment(line) }));
+        let (key, default) = table.into_iter().next().with_context(|| line.to_owned())?;
+        settings.push(Setting { key, default: Some(default), comment: comment.clone() });
     }
-    let Some((_, example)) = paragraph.split_once("# Example: ") else { return Ok(None) };
-    let (key, _) = example.split_once(" = ").with_context(|| example.to_owned())?;
-    Ok(Some(Setting { key: key.to_owned(), default: None, comment: paragraph.to_owned() }))
+    if let (true, Some((_, example))) = (settings.is_empty(), text.split_once("# Example: ")) {
+        let (key, _) = example.split_once(" = ").with_context(|| example.to_owned())?;
+        settings.push(Setting { key: key.to_owned(), default: None, comment });
+    }
+    Ok(settings)
 }
 
 /// For editors.
