@@ -113,11 +113,15 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         config,
     };
     daemon.begin();
-    daemon.run(ring, changes, requests).await?;
+    let mut ring = ring;
+    daemon.run(&mut ring, changes, requests).await?;
     drop(stop);
     let _ = control.await;
-    daemon.memory.keep_now(&daemon.state, daemon.installer.changes).await;
     let why = why_stopped().await;
+    if daemon.releases(why) {
+        daemon.drain_rest(ring.get_mut());
+    }
+    daemon.memory.keep_now(&daemon.state, daemon.installer.changes).await;
     daemon.end(why)
 }
 
@@ -183,7 +187,7 @@ impl Daemon {
 
     async fn run(
         &mut self,
-        mut ring: AsyncFd<Ring>,
+        ring: &mut AsyncFd<Ring>,
         mut changes: mpsc::Receiver<()>,
         mut requests: mpsc::Receiver<Query>,
     ) -> Result<(), DaemonError> {
@@ -223,11 +227,14 @@ impl Daemon {
                 }
             }
         }
-        self.drain_rest(ring.get_mut());
         Ok(())
     }
 
-    /// Handles what happened before the stop: the ring goes with the programs.
+    fn releases(&self, why: Option<Stop>) -> bool {
+        why == Some(Stop::Asked) && self.config.on_stop == OnStop::Release
+    }
+
+    /// Handles what happened before the stop, if the ring goes with the programs; else the next daemon reads it.
     fn drain_rest(&mut self, ring: &mut Ring) {
         let end = clock::boot_ns() + STOP_PATIENCE;
         while !self.drain(ring) {
@@ -237,6 +244,7 @@ impl Daemon {
                 );
                 return;
             }
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
         }
     }
 
@@ -367,19 +375,17 @@ impl Daemon {
 
     fn end(self, why: Option<Stop>) -> Result<ExitCode, DaemonError> {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        match (why, self.config.on_stop) {
-            (Some(Stop::Asked), OnStop::Release) => {
-                self.installer.release()?;
-                info!("stopped: nothing is enforced any more");
-            }
-            (Some(Stop::Asked), OnStop::Keep) => {
-                info!(
-                    "stopped: what was denied stays denied (on_stop = \"keep\"); `enforcer release` lets go"
-                );
-            }
-            (Some(Stop::Restart), _) => info!("stopped for a restart: what was denied stays denied"),
-            (Some(Stop::Shutdown), _) => info!("stopped for a shutdown: what was denied stays denied"),
-            (None, _) => warn!("stopped: what was denied stays denied; `enforcer release` lets go"),
+        let releases = self.releases(why);
+        if releases {
+            self.installer.release()?;
+        }
+        let rest = "what was denied stays denied; `enforcer release` lets go";
+        match why {
+            _ if releases => info!("stopped: nothing is enforced any more"),
+            Some(Stop::Restart) => info!("stopped for a restart: what was denied stays denied"),
+            Some(Stop::Shutdown) => info!("stopped for a shutdown: what was denied stays denied"),
+            Some(Stop::Asked) => info!("stopped: {rest} (on_stop = \"keep\")"),
+            None => warn!("stopped: {rest}"),
         }
         self.sinks.flush(Duration::from_secs(2));
         let _ = std::fs::remove_file(&self.config.socket);
