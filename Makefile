@@ -4,7 +4,7 @@ KERNELS ?= 6.1 6.12
 TEST ?=
 export PATH := $(CURDIR)/.lab/tools/bin:$(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup build test unit vm fuzz demo packages story acceptance lint clean
+.PHONY: help setup build test unit vm native bench fuzz demo packages story acceptance lint clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -23,6 +23,12 @@ unit: setup ## run the unit and property tests only
 
 vm: setup ## run the kernel tests in VMs: make vm KERNELS="6.1 6.12 7.1" TEST=fast_open
 	@tests/vm/lab run --kernels "$(KERNELS)" $(TEST)
+
+native: setup ## run the tests that need no VM in a container on this kernel (root): make native TEST=race
+	@tests/vm/lab run --kernels native $(TEST)
+
+bench: setup ## measure what enforcing costs on this machine (root): make bench BENCH=scale
+	@tests/vm/lab bench $(BENCH)
 
 fuzz: setup ## fuzz every parser: make fuzz SECONDS=600
 	@tests/fuzz/run $(or $(SECONDS),60)

@@ -28,8 +28,10 @@ pub enum Counter {
     AnswersMatched = 10,
     /// Answers with a denied name that were not delivered, because their addresses could not be entered.
     AnswersDropped = 11,
+    /// Addresses that found a new place in ANSWERED.
+    AnsweredEntered = 12,
 }
 
 /// The counters of what became of the answers follow the others.
-pub const OUTCOMES_AT: u32 = 12;
+pub const OUTCOMES_AT: u32 = 13;
 pub const COUNTERS: u32 = OUTCOMES_AT + OUTCOMES;

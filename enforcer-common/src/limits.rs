@@ -13,6 +13,9 @@ pub const HOST_ADDRESSES: u32 = 4096;
 /// Networks of `never_deny`. Full: the configuration is refused.
 pub const NEVER_DENY: u32 = 4096;
 
+/// Domains in the table of names, about 21 bytes each. More are refused when the policy is loaded.
+pub const NAMES: usize = 8 << 20;
+
 /// Networks in the trie. Full: the policy is refused when it is loaded.
 pub const NETWORKS: u32 = 65_536;
 

@@ -2,7 +2,8 @@
 //!
 //! A name is matched as lower-cased text without the trailing dot. Exact and suffix patterns are hashes of
 //! suffixes: the text is absorbed from its end, and at the beginning of every label the hash so far is looked
-//! up. All other globs are automata that read the text from its beginning, one word of memory a byte.
+//! up in a table of buckets, each a line of the cache. All other globs are automata that read the text from its
+//! beginning, one word of memory a byte.
 
 use core::ops::ControlFlow;
 
@@ -123,6 +124,78 @@ impl Domain {
     pub const NONE: Self = Self { itself: Match::NONE, below: Match::NONE };
 }
 
+/// One place of the table of names.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The suffix hash, low half first.
+    hash: [u32; 2],
+    /// One more than the index of the domain; 0: the slot is free.
+    said: u32,
+}
+
+pub const SLOTS: usize = 5;
+/// Buckets in which a name may stand: its home, and those behind it while all before are full.
+pub const PROBES: u32 = 4;
+
+/// A line of the cache. Its slots are taken from the first one on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    slots: [Slot; SLOTS],
+    reserved: u32,
+}
+
+const _: () = assert!(size_of::<Bucket>() == 64);
+
+impl Bucket {
+    pub const EMPTY: Self = Self { slots: [Slot { hash: [0; 2], said: 0 }; SLOTS], reserved: 0 };
+
+    /// False: there is no free slot.
+    pub fn put(&mut self, hash: u64, said: u32) -> bool {
+        let Some(free) = self.slots.iter_mut().find(|slot| slot.said == 0) else { return false };
+        *free = Slot { hash: halves(hash), said };
+        true
+    }
+}
+
+#[inline(always)]
+const fn halves(hash: u64) -> [u32; 2] {
+    [hash as u32, (hash >> 32) as u32]
+}
+
+/// Where the names with this hash stand first, of so many buckets.
+#[inline(always)]
+pub const fn home(hash: u64, buckets: u32) -> u32 {
+    (((hash >> 32) * buckets as u64) >> 32) as u32
+}
+
+/// One more than the index of what is said about the domain with this hash; 0: nothing is.
+#[inline(always)]
+fn find<T: Tables>(tables: &T, hash: u64) -> u32 {
+    let buckets = tables.header().buckets;
+    let [low, high] = halves(hash);
+    let mut at = home(hash, buckets);
+    let mut probe = 0;
+    while probe < PROBES {
+        let Some(bucket) = tables.bucket(at) else { return 0 };
+        let mut index = 0;
+        while index < SLOTS {
+            let slot = &bucket.slots[index];
+            if slot.said == 0 || (slot.hash[0] == low && slot.hash[1] == high) {
+                return slot.said;
+            }
+            index += 1;
+        }
+        at += 1;
+        if at >= buckets {
+            at = 0;
+        }
+        probe += 1;
+    }
+    0
+}
+
 /// Automata that one policy may have. One is best; several together stay small where one would not.
 pub const AUTOMATA: usize = 16;
 /// Words of an automaton's memory that are fetched at once.
@@ -141,25 +214,45 @@ pub struct Header {
     pub automata: u32,
     /// The class that stands for the end of the name.
     pub accept: u32,
+    /// Of the table of names.
+    pub buckets: u32,
+    pub reserved: u32,
+    /// Bit n: a domain of n labels stands in the table (bit 63: of 63 or more). Suffixes of other lengths need not
+    /// be looked up: most names have one that nobody denies, the top-level domain.
+    pub lengths: u64,
     pub starts: [u32; AUTOMATA],
     pub classes: [u8; 256],
 }
 
-const _: () = assert!(size_of::<Header>() == 16 + 8 + 4 * AUTOMATA + 256);
+const _: () = assert!(size_of::<Header>() == 16 + 8 + 8 + 8 + 4 * AUTOMATA + 256);
 
 impl Header {
     /// Matches nothing.
-    pub const NONE: Self =
-        Self { key: [0; 2], automata: 0, accept: 0, starts: [0; AUTOMATA], classes: [0; 256] };
+    pub const NONE: Self = Self {
+        key: [0; 2],
+        automata: 0,
+        accept: 0,
+        buckets: 1,
+        reserved: 0,
+        lengths: 0,
+        starts: [0; AUTOMATA],
+        classes: [0; 256],
+    };
+}
+
+/// The bit of `Header::lengths` for domains of so many labels.
+#[inline(always)]
+pub const fn length_bit(labels: u32) -> u64 {
+    1 << if labels < 63 { labels } else { 63 }
 }
 
 /// One generation of a policy's tables: maps in the kernel, vectors in user space.
 pub trait Tables: Repeat {
     fn header(&self) -> &Header;
-    /// What is said about the domain with this hash.
-    fn domain(&self, hash: u64) -> Option<&Domain>;
+    /// The bucket of the table of names with this index.
+    fn bucket(&self, index: u32) -> Option<&Bucket>;
     /// The domain with this index.
-    fn domain_at(&self, index: u32) -> Option<&Domain>;
+    fn domain(&self, index: u32) -> Option<&Domain>;
     /// The word of the automata's memory with this index; 0 beyond its end.
     fn word(&self, index: u32) -> u32;
 }
@@ -258,6 +351,9 @@ struct Suffix;
 impl<C: Matching> Step<C> for Suffix {
     #[inline(always)]
     fn step(context: &mut C, index: u32) -> ControlFlow<()> {
+        if context.tables().header().lengths & length_bit(index + 1) == 0 {
+            return ControlFlow::Continue(());
+        }
         let name = context.name();
         let label = name.labels.wrapping_sub(1).wrapping_sub(index);
         let start = name.starts[label as usize % LABELS] as u32;
@@ -266,9 +362,13 @@ impl<C: Matching> Step<C> for Suffix {
         C::Tables::repeat::<SuffixWord, C>(more, context);
         let name = context.name();
         let hash = name.hash.finish(name.next_word(), len);
-        let said =
-            context.tables().domain(hash).map(|domain| if start == 0 { domain.itself } else { domain.below });
+        let tables = context.tables();
+        let said = match find(tables, hash) {
+            0 => None,
+            said => tables.domain(said - 1),
+        };
         if let Some(said) = said {
+            let said = if start == 0 { said.itself } else { said.below };
             let name = context.name();
             name.matched = name.matched.merge(said);
         }
@@ -305,7 +405,7 @@ impl<C: Matching> Step<C> for Automaton {
         let accepted = tables.word(state.wrapping_add(tables.header().accept));
         let said = match accepted {
             0 => None,
-            index => tables.domain_at(index - 1).map(|domain| domain.itself),
+            index => tables.domain(index - 1).map(|domain| domain.itself),
         };
         if let Some(said) = said {
             let name = context.name();

@@ -168,6 +168,7 @@ fn put(answered: &Answered, addr: Addr, entry: &Entry) -> bool {
             return true;
         }
         if answered.insert(key, entry, BPF_NOEXIST.into()).is_ok() {
+            count(Counter::AnsweredEntered);
             return true;
         }
     }

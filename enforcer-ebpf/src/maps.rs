@@ -1,7 +1,7 @@
 //! Every map: who writes, who reads, what happens when it is full.
 
 use aya_ebpf::{
-    bindings::{BPF_F_INNER_MAP, BPF_F_NO_PREALLOC},
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf},
     macros::btf_map,
 };
@@ -11,7 +11,7 @@ use enforcer_common::{
     counter::{COUNTERS, Counter, OUTCOMES_AT},
     kernel::Control,
     limits,
-    name::{BLOCK, Domain, Header},
+    name::{BLOCK, Bucket, Domain, Header},
 };
 
 use crate::packet::Work;
@@ -51,7 +51,7 @@ pub static CONTROL: Array<Control, 1> = Array::new();
 /// `CONTROL`. Sized by the policy, so never full. Read by `dns_ingress`.
 #[btf_map]
 pub static HEADERS: Array<Header, 2> = Array::new();
-/// Suffix hash → index into `DOMAINS`.
+/// Buckets of suffix hashes and indices into `DOMAINS`.
 #[btf_map]
 pub static NAMES: ArrayOfMaps<Names, 2> = ArrayOfMaps::new();
 /// What patterns say about domains; each different saying once.
@@ -61,9 +61,11 @@ pub static DOMAINS: ArrayOfMaps<Domains, 2> = ArrayOfMaps::new();
 #[btf_map]
 pub static AUTOMATA: ArrayOfMaps<Automata, 2> = ArrayOfMaps::new();
 
-pub type Names = HashMap<u64, u32, 1>;
-pub type Domains = Array<Domain, 1, { BPF_F_INNER_MAP as usize }>;
-pub type Automata = Array<[u32; BLOCK], 1, { BPF_F_INNER_MAP as usize }>;
+/// The daemon writes them as memory, not element by element.
+const FILLED: usize = (BPF_F_INNER_MAP | BPF_F_MMAPABLE) as usize;
+pub type Names = Array<Bucket, 1, FILLED>;
+pub type Domains = Array<Domain, 1, FILLED>;
+pub type Automata = Array<[u32; BLOCK], 1, FILLED>;
 
 /// What `dns_ingress` remembers while it handles a packet.
 #[btf_map]

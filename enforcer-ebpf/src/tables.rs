@@ -5,7 +5,7 @@ use core::{ffi::c_void, ops::ControlFlow, ptr};
 use aya_ebpf::helpers::bpf_loop;
 use enforcer_common::{
     kernel::Control,
-    name::{self, BLOCK, Domain, Header},
+    name::{self, BLOCK, Bucket, Domain, Header},
     repeat::{Repeat, Step},
 };
 
@@ -53,14 +53,12 @@ impl name::Tables for Generation {
     }
 
     #[inline(always)]
-    fn domain(&self, hash: u64) -> Option<&Domain> {
-        // SAFETY: nothing is ever removed from a map of names while it is in use.
-        let index = unsafe { self.names.get(hash) }?;
-        self.domain_at(*index)
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        self.names.get(index)
     }
 
     #[inline(always)]
-    fn domain_at(&self, index: u32) -> Option<&Domain> {
+    fn domain(&self, index: u32) -> Option<&Domain> {
         self.domains.get(index)
     }
 

@@ -63,11 +63,23 @@ pub struct PolicyStatus {
     pub directory: String,
     pub files: usize,
     pub rules: usize,
+    /// Host patterns, as rules and their lists write them.
     pub patterns: usize,
+    /// Different domains in the kernel's table.
+    pub names: usize,
+    /// Globs that are matched in the kernel, and the states of their automata.
+    pub globs: usize,
+    pub states: usize,
+    /// Globs for which the kernel has no room: matched after the answer was delivered.
+    pub late_globs: usize,
+    /// Lines of lists that are no patterns.
+    pub skipped_lines: u64,
     pub networks: usize,
     pub loads: u64,
     pub failed_loads: u64,
     pub loaded_seconds_ago: u64,
+    /// From reading the files to the kernel's tables in use, the last time.
+    pub load_milliseconds: u64,
     /// Why the newest version of the files is not the one in force: every diagnostic, as `check` prints it.
     pub error: Option<String>,
 }
@@ -83,6 +95,10 @@ pub struct Counters {
     pub lost_answers: u64,
     /// A hook could not read what it needed and let the connect pass (fail-open).
     pub faults: u64,
+    /// Events that lack the socket's or the process's part because it could not be read. The verdict stood.
+    pub incomplete_events: u64,
+    /// Packets from port 53 that could not be copied for the daemon.
+    pub uncopied_packets: u64,
     pub events: u64,
 }
 
@@ -120,6 +136,10 @@ pub struct MapStatus {
     pub owed: usize,
     /// Entries taken over from a daemon before this one.
     pub adopted: usize,
+    /// Addresses that the packet path entered since the daemon took them over last. Full: answers with denied names
+    /// are not delivered.
+    pub answered: u64,
+    pub answered_capacity: usize,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

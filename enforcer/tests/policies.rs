@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use enforcer::engine::compile::Compiled;
 use enforcer::engine::name::Name;
-use enforcer::engine::policy::{self, Parsed, Source};
+use enforcer::engine::policy::{self, Lists, Parsed, Source};
 
 fn shipped() -> Vec<PathBuf> {
     let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
@@ -55,7 +55,7 @@ fn rules_in_comments_are_right_too() {
 
 #[test]
 fn examples_do_what_their_comments_say() {
-    let compiled = Compiled::new(&parse(|text| text).set).unwrap();
+    let compiled = Compiled::new(&parse(|text| text).set, &Lists::default(), [1, 2]).unwrap();
     let rows = [
         ("doubleclick.net", Some("trackers")),
         ("stats.g.doubleclick.net", Some("trackers")),

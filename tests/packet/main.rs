@@ -16,6 +16,7 @@ use enforcer::engine::plan::Matcher;
 use enforcer_common::answer::Outcome;
 use enforcer_common::counter::Counter;
 use enforcer_common::{Addr, Entry};
+use enforcer_tests::fixtures::Recorded;
 use message::{A, AAAA, CNAME, Carrier, HTTPS, Message, Random};
 use subject::{CAP, FLOOR, Rules, Run, Subject, protect};
 
@@ -27,7 +28,7 @@ hosts = ["denied.example", "www.shop.example"]
 [[rule]]
 name = "suffix"
 action = "deny"
-hosts = [".tracker.example", "*.ads.example", ".xn--bcher-kva.example"]
+hosts = [".tracker.example", "*.ads.example", ".xn--bcher-kva.example", ".bad.example"]
 [[rule]]
 name = "globs"
 action = "deny"
@@ -82,12 +83,13 @@ fn main() {
     }
     let mut subject = Subject::load();
     println!("packet: dns_ingress verified_insns={}", subject.verified_instructions());
-    let rules = Rules::new(POLICY);
-    assert!(rules.tables.late.is_empty());
-    println!("packet: {} states, {} words", rules.tables.states, rules.tables.automata.len() * 16);
+    let rules = Rules::read(POLICY);
+    assert!(rules.tables().late.is_empty());
+    println!("packet: {} states, {} words", rules.tables().states, rules.tables().automata.len() * 16);
     no_tables(&mut subject);
-    subject.answers.install(&rules.tables).unwrap();
+    subject.answers.install(rules.tables()).unwrap();
     rows(&mut subject, &rules);
+    recorded(&mut subject, &rules);
     protection(&mut subject, &rules);
     swaps(&mut subject, &rules);
     full(&mut subject, &rules);
@@ -248,8 +250,8 @@ fn made() -> Vec<Row> {
             Disordered,
             1,
         ),
-        ("64 records", many(64), Decided, 64),
-        ("65 records", many(65), Crowded, 64),
+        ("128 records", many(128), Decided, 128),
+        ("129 records", many(129), Crowded, 128),
         (
             "hints",
             Message::asked("denied.example", HTTPS, true).https("denied.example", 60, ".", &hints),
@@ -371,6 +373,21 @@ fn rows(subject: &mut Subject, rules: &Rules) {
     println!("packet: {} rows by {} carriers agree", rows.len(), Carrier::ALL.len());
 }
 
+/// What real servers say is decided before it is delivered, all of it.
+fn recorded(subject: &mut Subject, rules: &Rules) {
+    let (all, mut denied) = (enforcer_tests::fixtures::recorded().unwrap(), 0);
+    for Recorded { title, message } in &all {
+        for carrier in Carrier::ALL {
+            let run = subject.run(&carrier.frame(message));
+            assert_eq!(run.outcome, Outcome::Decided, "{title} by {carrier:?}");
+            compare(&run, rules, message).unwrap_or_else(|how| panic!("{title} by {carrier:?}: {how}"));
+            denied += usize::from(!run.entered.is_empty());
+        }
+    }
+    assert!(denied > all.len() && denied < all.len() * Carrier::ALL.len(), "{denied}");
+    println!("packet: {} recorded answers by {} carriers agree", all.len(), Carrier::ALL.len());
+}
+
 fn protection(subject: &mut Subject, _: &Rules) {
     let message = Message::asked("denied.example", A, true).a("denied.example", 60, v4(1)).a(
         "denied.example",
@@ -389,10 +406,10 @@ fn protection(subject: &mut Subject, _: &Rules) {
 fn swaps(subject: &mut Subject, rules: &Rules) {
     let frame =
         Carrier::Udp4.frame(&Message::asked("denied.example", A, true).a("denied.example", 60, v4(1)).bytes);
-    let other = Rules::new("[[rule]]\nname = \"x\"\naction = \"deny\"\nhosts = [\"other.example\"]");
+    let other = Rules::read("[[rule]]\nname = \"x\"\naction = \"deny\"\nhosts = [\"other.example\"]");
     for turn in 0..4 {
         let (rules, denied) = if turn % 2 == 0 { (&other, 0) } else { (rules, 1) };
-        subject.answers.install(&rules.tables).unwrap();
+        subject.answers.install(rules.tables()).unwrap();
         assert_eq!(subject.run(&frame).entered.len(), denied, "turn {turn}");
     }
     // What was entered stays until it is discarded, through a rotation.
@@ -423,7 +440,30 @@ fn full(subject: &mut Subject, _: &Rules) {
     subject.take_entered();
 }
 
-fn random_message(random: &mut Random) -> Vec<u8> {
+/// Made up, or recorded; half of them broken somewhere.
+fn random_message(random: &mut Random, recorded: &[Recorded]) -> Vec<u8> {
+    let mut bytes = if random.one_in(4) { random.pick(recorded).message.clone() } else { made_up(random) };
+    if random.one_in(2) {
+        mutate(&mut bytes, random);
+    }
+    bytes
+}
+
+fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
+    for _ in 0..=random.below(4) {
+        let at = random.below(bytes.len());
+        match random.below(6) {
+            0 => bytes[at] = random.next() as u8,
+            1 => bytes[at] ^= 1 << random.below(8),
+            2 => bytes[at] = 0xc0 | random.below(2) as u8,
+            3 => bytes[at] = random.below(bytes.len().min(256)) as u8,
+            4 => bytes.truncate(at.max(1)),
+            _ => bytes.insert(at, random.next() as u8),
+        }
+    }
+}
+
+fn made_up(random: &mut Random) -> Vec<u8> {
     let asked = *random.pick(&NAMES);
     let compress = !random.one_in(4);
     let mut message = Message::asked(asked, *random.pick(&[A, AAAA, HTTPS]), compress);
@@ -452,31 +492,18 @@ fn random_message(random: &mut Random) -> Vec<u8> {
             }
         };
     }
-    let mut bytes = message.bytes;
-    if random.one_in(2) {
-        for _ in 0..=random.below(4) {
-            let at = random.below(bytes.len());
-            match random.below(6) {
-                0 => bytes[at] = random.next() as u8,
-                1 => bytes[at] ^= 1 << random.below(8),
-                2 => bytes[at] = 0xc0 | random.below(2) as u8,
-                3 => bytes[at] = random.below(bytes.len().min(256)) as u8,
-                4 => bytes.truncate(at.max(1)),
-                _ => bytes.insert(at, random.next() as u8),
-            }
-        }
-    }
-    bytes
+    message.bytes
 }
 
 fn fuzz(subject: &mut Subject, rules: &Rules, seconds: u64, seed: u64) {
     let started = enforcer::sys::clock::boot_ns();
     let mut outcomes: BTreeMap<String, u64> = BTreeMap::new();
     let (mut count, mut entered) = (0u64, 0);
+    let recorded = enforcer_tests::fixtures::recorded().unwrap();
     while enforcer::sys::clock::boot_ns() - started < Duration::from_secs(seconds).as_nanos() as u64 {
         let this = seed.wrapping_mul(0x1_0000_0000).wrapping_add(count);
         let mut random = Random(this);
-        let message = random_message(&mut random);
+        let message = random_message(&mut random, &recorded);
         let carrier = *random.pick(&Carrier::ALL);
         let run = subject.run(&carrier.frame(&message));
         if let Err(how) = compare(&run, rules, &message) {
@@ -521,4 +548,10 @@ fn costs(subject: &mut Subject) {
         all.sort_by(f64::total_cmp);
         println!("packet: {what}: median {:.0} ns, least {:.0} ns an answer", all[10], all[0]);
     }
+    let recorded = enforcer_tests::fixtures::recorded().unwrap();
+    let cost = |one: &Recorded| subject.time(&Carrier::Udp4.frame(&one.message), 500);
+    let mut all: Vec<f64> = recorded.iter().map(cost).collect();
+    all.sort_by(f64::total_cmp);
+    let (median, most) = (all[all.len() / 2], all[all.len() - 1]);
+    println!("packet: {} recorded answers: median {median:.0} ns, most {most:.0} ns an answer", all.len());
 }

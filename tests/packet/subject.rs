@@ -9,7 +9,7 @@ use aya::programs::{CgroupSkb, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use enforcer::engine::compile::{Compiled, Network};
 use enforcer::engine::policy::{self, Source};
-use enforcer::engine::tables::{Budget, Tables};
+use enforcer::engine::tables::Tables;
 use enforcer::sys::bpf::{Answers, OBJECT, double};
 use enforcer::sys::ring::Record;
 use enforcer_common::answer::Outcome;
@@ -164,24 +164,26 @@ impl Drop for Subject {
     }
 }
 
-/// A policy both ways: as the kernel's tables and as the daemon's matcher.
+/// A policy as the daemon's matcher, which has the kernel's tables.
 pub(crate) struct Rules {
     pub(crate) compiled: Compiled,
-    pub(crate) tables: Tables,
 }
 
 impl Rules {
-    pub(crate) fn new(text: &str) -> Self {
+    /// With the list files that it names.
+    pub(crate) fn read(text: &str) -> Self {
         let source = Source { path: "test.toml".into(), bytes: text.into() };
         let parsed = policy::parse(&[source]).unwrap_or_else(|errors| panic!("{errors:?}"));
+        let (lists, _, problems) = enforcer::sys::policy_dir::read_lists(&parsed.set);
+        assert!(problems.is_empty(), "{problems:?}");
+        let key = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
         Self {
-            compiled: Compiled::new(&parsed.set).unwrap_or_else(|errors| panic!("{errors:?}")),
-            tables: Tables::new(
-                &parsed.set,
-                [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
-                Budget::default(),
-            ),
+            compiled: Compiled::new(&parsed.set, &lists, key).unwrap_or_else(|errors| panic!("{errors:?}")),
         }
+    }
+
+    pub(crate) fn tables(&self) -> &Tables {
+        self.compiled.tables()
     }
 }
 

@@ -60,14 +60,19 @@ pub enum Record {
     },
 }
 
-/// Runs the tests whose names contain one of the filters (all, if there is none) and reports each.
-pub fn run(tests: &[Test], filters: &[String], mut report: impl FnMut(&Record)) -> Result<()> {
+/// Runs the tests whose names contain one of the filters (all, if there is none) and reports each. The log is
+/// the kernel's, if this machine runs nothing but the tests.
+pub fn run(
+    tests: &[Test],
+    filters: &[String],
+    mut log: Option<KernelLog>,
+    mut report: impl FnMut(&Record),
+) -> Result<()> {
     fs::create_dir_all(LOGS)?;
-    let mut log = KernelLog::open()?;
     let (mut passed, mut failed) = (0, 0);
     for test in tests.iter().filter(|test| selected(test.name, filters)) {
         report(&Record::Start { test: test.name.to_owned(), patience_seconds: test.patience.as_secs() });
-        let result = run_one(test, &mut log)?;
+        let result = run_one(test, log.as_mut())?;
         match &result {
             Record::Result { passed: true, .. } => passed += 1,
             _ => failed += 1,
@@ -75,7 +80,7 @@ pub fn run(tests: &[Test], filters: &[String], mut report: impl FnMut(&Record)) 
         report(&result);
     }
     // What the kernel does last, after the last test's end, counts too.
-    if let Some(trouble) = kernel_log::trouble(&log.new_lines()?) {
+    if let Some(trouble) = trouble(log.as_mut())? {
         failed += 1;
         report(&Record::Result { test: "machine".to_owned(), passed: false, seconds: 0.0, output: trouble });
     }
@@ -87,7 +92,11 @@ fn selected(name: &str, filters: &[String]) -> bool {
     filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
 }
 
-fn run_one(test: &Test, log: &mut KernelLog) -> Result<Record> {
+fn trouble(log: Option<&mut KernelLog>) -> Result<Option<String>> {
+    log.map_or(Ok(None), |log| Ok(kernel_log::trouble(&log.new_lines()?)))
+}
+
+fn run_one(test: &Test, log: Option<&mut KernelLog>) -> Result<Record> {
     let cgroup = Cgroup::create(test.name)?;
     let output = PathBuf::from(LOGS).join(test.name);
     let start = wait::now();
@@ -97,7 +106,7 @@ fn run_one(test: &Test, log: &mut KernelLog) -> Result<Record> {
     forget_pins(Path::new(BPFFS))?;
 
     let mut text = String::from_utf8_lossy(&fs::read(&output)?).into_owned();
-    let trouble = kernel_log::trouble(&log.new_lines()?);
+    let trouble = trouble(log)?;
     for problem in [verdict.as_ref(), trouble.as_ref()].into_iter().flatten() {
         text.push_str(problem);
         text.push('\n');
@@ -144,6 +153,19 @@ pub fn run_body(test: &Test) -> Result<()> {
     (test.run)()
 }
 
+/// Moves this process, and what it starts from now on, into a cgroup below the test's own.
+pub fn enter_cgroup(name: &str) -> Result<PathBuf> {
+    let lines = fs::read_to_string("/proc/self/cgroup")?;
+    let own = lines
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .context("no cgroup2 in /proc/self/cgroup")?;
+    let path = Path::new(CGROUPS).join(own).join(name);
+    fs::create_dir(&path).with_context(|| path.display().to_string())?;
+    fs::write(path.join("cgroup.procs"), "0").with_context(|| path.display().to_string())?;
+    Ok(path)
+}
+
 /// Everything that a test starts is in its cgroup, and ends with it.
 struct Cgroup(PathBuf);
 
@@ -168,19 +190,23 @@ impl Cgroup {
             let events = fs::read_to_string(self.0.join("cgroup.events"))?;
             Ok(events.contains("populated 0").then_some(()))
         })?;
+        for entry in fs::read_dir(&self.0)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                fs::remove_dir(entry.path()).context("removing a cgroup of the test's own")?;
+            }
+        }
         fs::remove_dir(&self.0).context("removing the test's cgroup")
     }
 }
 
-/// Programs and maps that outlive their daemon must not outlive the test.
-fn forget_pins(directory: &Path) -> Result<()> {
-    for entry in fs::read_dir(directory)? {
+/// Programs and maps that outlive their daemon must not outlive the test. Some kernels put files of their own
+/// into the file system's root; ours are in directories.
+fn forget_pins(bpffs: &Path) -> Result<()> {
+    for entry in fs::read_dir(bpffs)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            forget_pins(&entry.path())?;
-            fs::remove_dir(entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
+            fs::remove_dir_all(entry.path())?;
         }
     }
     Ok(())

@@ -2,9 +2,11 @@
 
 pub mod client;
 pub mod daemon;
+pub mod fixtures;
 pub mod harness;
 pub mod kernel_log;
 pub mod network;
 pub mod resolver;
 pub mod server;
+pub mod servers;
 pub mod wait;

@@ -13,8 +13,9 @@ use records::Record;
 
 /// Longest message that the kernel reads. A longer one is late.
 pub const MESSAGE_BYTES: usize = 8192;
-/// Records of the answer section. What comes behind them is late.
-pub const RECORDS: u32 = 64;
+/// Records of the answer section: 64 addresses, 16 aliases, and the signatures beside them (RFC 4034). What comes
+/// behind them is late.
+pub const RECORDS: u32 = 128;
 /// Addresses of one message. What comes behind them is late.
 pub const ADDRESSES: usize = 128;
 

@@ -1,5 +1,6 @@
 //! `enforcer status`
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::path::Path;
 use std::time::Duration;
@@ -40,17 +41,18 @@ impl Display for Screen<'_> {
             writeln!(f, "{WARN}warning:{WARN:#} {warning}")?;
         }
         writeln!(f)?;
-        let PolicyStatus { files, rules, patterns, networks, .. } = policy;
-        let loaded = ago(policy.loaded_seconds_ago);
-        writeln!(f, "policy    {rules} rules ({patterns} host patterns, {networks} networks)")?;
-        writeln!(f, "          of {files} files in {}, loaded {loaded}", policy.directory)?;
+        policy_lines(f, policy)?;
         writeln!(
             f,
             "connects  {} seen, {} denied, {} audited{}",
             counters.connects,
             counters.denied,
             counters.audited,
-            bad(&[(counters.lost_events, "reports lost"), (counters.faults, "let pass unread")])
+            bad(&[
+                (counters.lost_events, "reports lost"),
+                (counters.incomplete_events, "reports incomplete"),
+                (counters.faults, "let pass unread"),
+            ])
         )?;
         writeln!(
             f,
@@ -61,7 +63,7 @@ impl Display for Screen<'_> {
             dns.capacity,
             bad(&[
                 (counters.lost_answers, "answers lost"),
-                (dns.late.values().sum(), "decided late"),
+                (counters.uncopied_packets, "not copied"),
                 (dns.dropped, "not delivered"),
                 (dns.unparsed, "not understood"),
                 (dns.streams_lost, "TCP streams lost"),
@@ -69,6 +71,7 @@ impl Display for Screen<'_> {
                 (dns.refused_bindings, "denied names with protected addresses"),
             ])
         )?;
+        late_line(f, &dns.late)?;
         map_line(f, map)?;
         self.0.sinks.iter().try_for_each(|sink| sink_line(f, sink))?;
         let Status { version, pid, kernel, uptime_seconds, .. } = self.0;
@@ -102,9 +105,35 @@ fn policy_error(f: &mut fmt::Formatter<'_>, policy: &PolicyStatus) -> fmt::Resul
     error.lines().try_for_each(|line| writeln!(f, "  {line}"))
 }
 
+fn policy_lines(f: &mut fmt::Formatter<'_>, policy: &PolicyStatus) -> fmt::Result {
+    let PolicyStatus { files, rules, patterns, networks, .. } = policy;
+    let skipped = bad(&[(policy.skipped_lines, "lines of lists skipped")]);
+    writeln!(f, "policy    {rules} rules ({patterns} host patterns, {networks} networks)")?;
+    let (loaded, took) = (ago(policy.loaded_seconds_ago), policy.load_milliseconds);
+    writeln!(f, "          of {files} files in {}, loaded {loaded} in {took} ms{skipped}", policy.directory)?;
+    let late = bad(&[(policy.late_globs as u64, "globs matched late")]);
+    let PolicyStatus { names, globs, states, .. } = policy;
+    writeln!(f, "kernel    {names} names, {globs} globs in {states} states{late}")
+}
+
+/// Why answers were left to the daemon, the most frequent reason first.
+fn late_line(f: &mut fmt::Formatter<'_>, late: &BTreeMap<String, u64>) -> fmt::Result {
+    let mut reasons: Vec<_> = late.iter().map(|(reason, count)| (*count, reason.replace('_', " "))).collect();
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    reasons.sort_by(|a, b| b.0.cmp(&a.0));
+    let all: u64 = reasons.iter().map(|(count, _)| count).sum();
+    let reasons: Vec<_> = reasons.iter().map(|(count, reason)| format!("{count} {reason}")).collect();
+    writeln!(f, "          {WARN}{all} decided late{WARN:#}: {}", reasons.join(", "))
+}
+
 fn map_line(f: &mut fmt::Formatter<'_>, map: &MapStatus) -> fmt::Result {
     let holes = bad(&[(map.failed_inserts, "could NOT be denied")]);
     write!(f, "denied    {} of at most {} addresses{holes}", map.addresses, map.capacity)?;
+    if map.answered > 0 {
+        write!(f, ", {} of {} fresh", map.answered, map.answered_capacity)?;
+    }
     if map.adopted > 0 {
         write!(f, ", {} taken over from the daemon before", map.adopted)?;
     }
@@ -163,8 +192,12 @@ mod tests {
                 files: 2,
                 rules: 3,
                 patterns: 40,
+                names: 38,
+                globs: 2,
+                states: 17,
                 networks: 5,
                 loaded_seconds_ago: 61,
+                load_milliseconds: 3,
                 ..PolicyStatus::default()
             },
             counters: Counters { connects: 100, denied: 9, audited: 1, ..Counters::default() },
@@ -181,7 +214,8 @@ mod tests {
 enforcing: LSM, proven by the canary 12s ago
 
 policy    3 rules (40 host patterns, 5 networks)
-          of 2 files in /etc/enforcer/policies.d, loaded 1m 1s ago
+          of 2 files in /etc/enforcer/policies.d, loaded 1m 1s ago in 3 ms
+kernel    38 names, 2 globs in 17 states
 connects  100 seen, 9 denied, 1 audited
 dns       50 answers, 0 matched before delivery, 60 of 1000 bindings
 denied    8 of at most 65536 addresses
@@ -216,6 +250,11 @@ warning: do this
         status.enforcement.reason = Some("no bpf".into());
         status.counters.lost_events = 3;
         status.counters.faults = 4;
+        status.counters.incomplete_events = 7;
+        status.dns.late = [("odd_name".to_owned(), 2), ("segmented".to_owned(), 9)].into();
+        status.policy.late_globs = 1;
+        status.map.answered = 8;
+        status.map.answered_capacity = 10;
         status.map.failed_inserts = 5;
         status.sinks[0].lost = 6;
         status.sinks[0].error = Some("No space left".into());
@@ -223,7 +262,10 @@ warning: do this
         for wanted in [
             "enforcing: cgroup hooks, proven",
             "not by LSM: no bpf",
-            ", 3 reports lost, 4 let pass unread\n",
+            ", 3 reports lost, 7 reports incomplete, 4 let pass unread\n",
+            "\n          11 decided late: 9 segmented, 2 odd name\n",
+            "in 17 states, 1 globs matched late\n",
+            ", 8 of 10 fresh",
             ", 5 could NOT be denied",
             ", 6 lost (No space left)",
         ] {

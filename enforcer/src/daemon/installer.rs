@@ -27,12 +27,14 @@ pub(super) struct Installer {
     pub(super) adopted: usize,
     /// Changes of the address map, so far.
     pub(super) changes: u64,
+    /// Addresses that had been entered when answers began to be entered into the other map.
+    entered_before: u64,
 }
 
 impl Installer {
     pub(super) fn new(kernel: Kernel) -> Result<Self, BpfError> {
         let networks = kernel.networks()?.into_iter().collect();
-        Ok(Self { kernel, networks, failed_inserts: 0, adopted: 0, changes: 0 })
+        Ok(Self { kernel, networks, failed_inserts: 0, adopted: 0, changes: 0, entered_before: 0 })
     }
 
     /// What an earlier daemon left in the address map, and what the packet path entered meanwhile, which is put
@@ -71,7 +73,8 @@ impl Installer {
     /// From here on the packet path matches with these tables. True: what it entered before is to be discarded
     /// once the ring was read to its end.
     pub(super) fn install(&mut self, tables: &Tables) -> bool {
-        let installed = self.kernel.answers.install(tables);
+        let before = self.count(Counter::AnsweredEntered);
+        let installed = self.kernel.answers.install(tables).map(|()| self.entered_before = before);
         installed
             .map_err(|error| error!(%error, "the kernel keeps matching answers with the rules before these"))
             .is_ok()
@@ -79,7 +82,22 @@ impl Installer {
 
     /// As `install`, with the same tables.
     pub(super) fn rotate(&mut self) -> bool {
-        self.kernel.answers.rotate().map_err(|error| complain("what was answered piles up", &error)).is_ok()
+        let before = self.count(Counter::AnsweredEntered);
+        let rotated = self.kernel.answers.rotate().map(|()| self.entered_before = before);
+        rotated.map_err(|error| complain("what was answered piles up", &error)).is_ok()
+    }
+
+    /// What was entered before the last `install` or `rotate`.
+    pub(super) fn retired(&self) -> Vec<(Addr, Entry)> {
+        self.kernel.answers.retired().unwrap_or_else(|error| {
+            complain("an address whose answer was lost may stop being denied", &error);
+            Vec::new()
+        })
+    }
+
+    /// Addresses in the map that answers are entered into now.
+    pub(super) fn entered(&self) -> u64 {
+        self.count(Counter::AnsweredEntered).saturating_sub(self.entered_before)
     }
 
     pub(super) fn discard_retired(&mut self) {

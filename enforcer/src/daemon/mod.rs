@@ -84,7 +84,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     let listener = control::bind(&config.socket)?;
     let sinks = Sinks::start(&config.sinks_or_default(crate::sys::log::connected_to_journal()))
         .map_err(DaemonError::Start)?;
-    let changes = policy_dir::watch(&config.policies).map_err(DaemonError::Watch)?;
+    let (changes, lists) = policy_dir::watch(&config.policies).map_err(DaemonError::Watch)?;
     let Started { kernel, ring, enforcement, cgroup } = start::start(&config)?;
     // SAFETY: the ring owns its descriptor, and neither closes nor changes it before it is dropped.
     let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
@@ -98,7 +98,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     let mut daemon = Daemon {
         state: start::state(&config)?,
         installer: Installer::new(kernel)?,
-        policies: Policies::new(config.policies.clone()),
+        policies: Policies::new(config.policies.clone(), lists),
         memory: Memory::new(config.state.clone()),
         processes: Processes::new(cgroup),
         sinks,
@@ -107,6 +107,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         started: clock::boot_ns(),
         canary_at: clock::boot_ns(),
         losses: Losses::default(),
+        settled: Losses::default(),
         ticks: 0,
         events: 0,
         retired: false,
@@ -163,6 +164,8 @@ struct Daemon {
     started: u64,
     canary_at: u64,
     losses: Losses,
+    /// Losses when what the packet path had entered was taken over last.
+    settled: Losses,
     ticks: u64,
     events: u64,
     /// What the packet path entered before the last rotation is still to be discarded.
@@ -177,6 +180,7 @@ impl Daemon {
             Err(error) => error!(%error, "cannot read the address map of the daemon before this one"),
         }
         self.losses = self.read_losses();
+        self.settled = self.losses;
         self.installer.protect(self.state.never_deny());
         self.memory.restore(&mut self.state);
         self.reload("start");
@@ -301,23 +305,30 @@ impl Daemon {
     }
 
     /// Discards what the packet path entered before the last reload or rotation. The daemon holds the same claims,
-    /// as far as they still hold, once it has read the ring to its end.
+    /// as far as they still hold, once it has read the ring to its end; what it never saw it takes over.
     fn settle(&mut self, ring: &mut Ring) {
         if self.retired && (0..SETTLE).any(|_| self.drain(ring)) {
+            if self.losses.answers != self.settled.answers {
+                self.settled = self.losses;
+                let steps = self.state.carry(self.installer.retired(), clock::boot_ns());
+                self.installer.apply(steps, &mut self.state);
+            }
             self.installer.discard_retired();
             self.retired = false;
         }
     }
 
     fn reload(&mut self, why: &str) {
-        let Some((compiled, tables)) = self.policies.load(why) else { return };
+        let begin = clock::boot_ns();
+        let Some(compiled) = self.policies.load(why) else { return };
         // Networks first: they need no answer, and what both sets share is never taken away.
         let old = self.installer.put_networks(compiled.networks());
         // Then new answers, then those already seen. What the old rules entered goes last (`settle`).
-        self.retired |= self.installer.install(&tables);
+        self.retired |= self.installer.install(compiled.tables());
         let steps = self.state.set_policy(compiled, clock::boot_ns());
         self.installer.apply(steps, &mut self.state);
         self.installer.remove_networks(old);
+        self.policies.took(clock::boot_ns() - begin);
     }
 
     fn tick(&mut self) {

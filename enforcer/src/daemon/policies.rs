@@ -7,45 +7,46 @@ use tracing::{error, info, warn};
 use crate::api::PolicyStatus;
 use crate::engine::compile::Compiled;
 use crate::engine::policy::{self, Diagnostic};
-use crate::engine::tables::{Budget, Tables};
-use crate::sys::{clock, policy_dir, random};
+use crate::sys::policy_dir::{self, WatchedLists};
+use crate::sys::{clock, random};
 
 pub(super) struct Policies {
     directory: PathBuf,
+    /// What else is watched.
+    lists: WatchedLists,
     status: PolicyStatus,
     loaded_at: u64,
 }
 
 impl Policies {
-    pub(super) fn new(directory: PathBuf) -> Self {
+    pub(super) fn new(directory: PathBuf, lists: WatchedLists) -> Self {
         let status = PolicyStatus { directory: directory.display().to_string(), ..PolicyStatus::default() };
-        Self { directory, status, loaded_at: clock::boot_ns() }
+        Self { directory, lists, status, loaded_at: clock::boot_ns() }
     }
 
     /// The rules of the directory as it is now. `None`: something is wrong with them, which is logged and kept
     /// for `status`; the rules in force stay.
-    pub(super) fn load(&mut self, why: &str) -> Option<(Compiled, Tables)> {
-        match read(&self.directory) {
-            Ok((compiled, tables, files, warnings)) => {
-                for warning in warnings {
+    pub(super) fn load(&mut self, why: &str) -> Option<Compiled> {
+        match self.read() {
+            Ok((compiled, files, warnings)) => {
+                for warning in warnings.iter().chain(compiled.warnings()) {
                     warn!("{warning}");
-                }
-                for (_, glob) in &tables.late {
-                    warn!(
-                        glob,
-                        "the kernel has no room for this glob: the first connect after an answer may get through"
-                    );
                 }
                 let counts = compiled.counts();
                 self.status.files = files;
                 self.status.rules = counts.rules;
                 self.status.patterns = counts.patterns;
                 self.status.networks = counts.networks;
+                self.status.names = counts.names;
+                self.status.globs = counts.globs;
+                self.status.states = counts.states;
+                self.status.late_globs = counts.late_globs;
+                self.status.skipped_lines = counts.skipped;
                 self.status.loads += 1;
                 self.status.error = None;
                 self.loaded_at = clock::boot_ns();
                 info!(why, files, rules = counts.rules, patterns = counts.patterns, "policies loaded");
-                Some((compiled, tables))
+                Some(compiled)
             }
             Err(report) => {
                 let consequence = match self.status.loads {
@@ -60,21 +61,31 @@ impl Policies {
         }
     }
 
+    /// The rules of the last `load` are in force, so long after its begin.
+    pub(super) fn took(&mut self, nanoseconds: u64) {
+        self.status.load_milliseconds = nanoseconds / 1_000_000;
+    }
+
     pub(super) fn status(&self) -> PolicyStatus {
         let age = clock::boot_ns().saturating_sub(self.loaded_at) / 1_000_000_000;
         PolicyStatus { loaded_seconds_ago: age, ..self.status.clone() }
     }
 }
 
-type Loaded = (Compiled, Tables, usize, Vec<Diagnostic>);
-
-fn read(directory: &std::path::Path) -> Result<Loaded, String> {
-    let sources = policy_dir::read(directory).map_err(lines)?;
-    let parsed = policy::parse(&sources).map_err(lines)?;
-    let compiled = Compiled::new(&parsed.set).map_err(lines)?;
-    let key = random::key().map_err(|error| format!("no random numbers: {error}"))?;
-    let tables = Tables::new(&parsed.set, key, Budget::default());
-    Ok((compiled, tables, sources.len(), parsed.warnings))
+impl Policies {
+    fn read(&self) -> Result<(Compiled, usize, Vec<Diagnostic>), String> {
+        let sources = policy_dir::read(&self.directory).map_err(lines)?;
+        let parsed = policy::parse(&sources).map_err(lines)?;
+        let (lists, listed, problems) = policy_dir::read_lists(&parsed.set);
+        // Also those that cannot be used, so that mending them is noticed.
+        self.lists.set(listed);
+        if !problems.is_empty() {
+            return Err(lines(problems));
+        }
+        let key = random::key().map_err(|error| format!("no random numbers: {error}"))?;
+        let compiled = Compiled::new(&parsed.set, &lists, key).map_err(lines)?;
+        Ok((compiled, sources.len(), parsed.warnings))
+    }
 }
 
 fn lines<T: ToString>(items: Vec<T>) -> String {

@@ -69,6 +69,8 @@ fn status(daemon: &Daemon) -> Status {
             failed_inserts: daemon.installer.failed_inserts,
             adopted: daemon.installer.adopted,
             owed: daemon.state.planner().owed(),
+            answered: daemon.installer.entered(),
+            answered_capacity: enforcer_common::limits::ANSWERED as usize,
         },
         sinks: daemon.sinks.status(),
         warnings: Vec::new(),
@@ -86,6 +88,8 @@ fn counters(daemon: &Daemon) -> Counters {
         lost_events: count(Counter::LostEvents),
         lost_answers: count(Counter::LostAnswers),
         faults: count(Counter::FaultAddress),
+        incomplete_events: count(Counter::FaultSocket) + count(Counter::FaultTask),
+        uncopied_packets: count(Counter::FaultPacket),
         events: daemon.events,
     }
 }
@@ -112,7 +116,8 @@ fn dns(daemon: &Daemon) -> DnsStatus {
 fn late(daemon: &Daemon) -> BTreeMap<String, u64> {
     let late = Outcome::ALL.into_iter().filter(|outcome| outcome.is_late());
     let counted = late.map(|outcome| (outcome_name(outcome).to_owned(), daemon.installer.outcome(outcome)));
-    counted.filter(|(_, count)| *count > 0).collect()
+    let globs = ("late_globs".to_owned(), daemon.state.dns_counts().late_globs);
+    counted.chain([globs]).filter(|(_, count)| *count > 0).collect()
 }
 
 fn outcome_name(outcome: Outcome) -> &'static str {
@@ -176,6 +181,22 @@ fn warnings(status: &Status, problems: &[String]) -> Vec<String> {
     warn(
         counters.faults > 0,
         format!("{} connects passed because their address could not be read", counters.faults),
+    );
+    warn(
+        status.policy.late_globs > 0,
+        format!(
+            "{} globs are too much for the kernel: the first connect after an answer that only they name can get \
+             through. `enforcer check` names them",
+            status.policy.late_globs
+        ),
+    );
+    warn(
+        map.answered * 10 > map.answered_capacity as u64 * 9,
+        format!(
+            "{} of {} places for fresh answers are taken: when all are, answers with denied names are not delivered. \
+             Remove patterns that match much",
+            map.answered, map.answered_capacity
+        ),
     );
     warn(
         dns.streams_lost > 0,

@@ -91,7 +91,12 @@ impl Planner {
     /// An entry that the kernel's map has already. Its claims hold until they run out or their rule is gone.
     pub fn adopt(&mut self, addr: Addr, entry: Entry) {
         self.set(addr, Some(entry));
-        carry(&mut self.carried, addr, entry);
+        self.carry(addr, entry);
+    }
+
+    /// Claims that hold without a binding until they run out or their rule is gone. To be followed by `replan`.
+    pub fn carry(&mut self, addr: Addr, claims: Entry) {
+        carry(&mut self.carried, addr, claims);
     }
 
     /// After an answer was taken or bindings ran out: the addresses that the table reported. The policy and

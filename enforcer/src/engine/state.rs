@@ -24,6 +24,8 @@ pub struct DnsCounts {
     pub answers: u64,
     pub unparsed: u64,
     pub truncated: u64,
+    /// Answers with names that only globs name for which the kernel has no room.
+    pub late_globs: u64,
     /// Bindings of denied names to addresses that are never denied.
     pub refused: u64,
 }
@@ -125,6 +127,16 @@ impl State {
         all
     }
 
+    /// Takes over what the packet path entered for answers that were lost on their way here.
+    pub fn carry(&mut self, entries: impl IntoIterator<Item = (Addr, Entry)>, now: BootNanos) -> Vec<Step> {
+        for (addr, entry) in entries {
+            if !self.never.contains(addr) {
+                self.planner.carry(addr, entry);
+            }
+        }
+        self.replan(now)
+    }
+
     /// A new set of rules: matched against everything already seen.
     pub fn set_policy(&mut self, compiled: Compiled, now: BootNanos) -> Vec<Step> {
         self.compiled = Some(compiled);
@@ -161,6 +173,8 @@ impl State {
             return Vec::new();
         };
         self.dns.truncated += u64::from(answer.truncated);
+        let late = self.compiled.as_ref().is_some_and(|compiled| compiled.is_late(&answer.chain));
+        self.dns.late_globs += u64::from(late && !answer.addresses.is_empty());
         let changed = self.table.observe(&answer, now);
         self.plan(now, |planner, view| planner.readdress(changed, view))
     }
@@ -304,7 +318,7 @@ fn verdict_name(byte: u8) -> VerdictName {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::policy;
+    use crate::engine::policy::{self, Lists};
 
     const SECOND: BootNanos = 1_000_000_000;
     const TABLE: TableConfig = TableConfig { ttl_floor: 10, ttl_cap: 100, capacity: 100 };
@@ -312,7 +326,7 @@ mod tests {
     fn compiled(host: &str) -> Compiled {
         let text = format!("[[rule]]\nname = \"r\"\naction = \"deny\"\nhosts = [\"{host}\"]\n");
         let source = policy::Source { path: "p.toml".into(), bytes: text.into_bytes() };
-        Compiled::new(&policy::parse(&[source]).unwrap().set).unwrap()
+        Compiled::new(&policy::parse(&[source]).unwrap().set, &Lists::default(), [1, 2]).unwrap()
     }
 
     fn known(names: &[&str], last: u8, until: BootNanos) -> Remembered {

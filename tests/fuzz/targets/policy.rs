@@ -2,12 +2,12 @@
 #![no_main]
 
 use enforcer::engine::compile::Compiled;
-use enforcer::engine::policy::{Source, parse};
+use enforcer::engine::policy::{Lists, Source, parse};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let errors = match parse(&[Source { path: "fuzz.toml".into(), bytes: bytes.to_vec() }]) {
-        Ok(parsed) => Compiled::new(&parsed.set).err().unwrap_or_default(),
+        Ok(parsed) => Compiled::new(&parsed.set, &Lists::default(), [1, 2]).err().unwrap_or_default(),
         Err(errors) => {
             assert!(!errors.is_empty(), "refused without a reason");
             errors

@@ -9,6 +9,7 @@ PACKAGES = """
     busybox-static ca-certificates curl dbus dnsmasq-base iproute2 kmod libc-bin openssl procps python3
     rpm rsyslog socat systemd systemd-sysv udev util-linux
     bpftool strace
+    bind9 bind9-dnsutils bind9-utils dnsperf knot knot-dnsutils knot-resolver libnss-resolve systemd-resolved unbound
 """.split()
 EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 # Run in the new system's directory. Nothing here may depend on the machine that builds the image.
@@ -19,6 +20,10 @@ echo enforcer-vm > etc/hostname
 printf '127.0.0.1 localhost enforcer-vm\\n::1 localhost\\n' > etc/hosts
 chroot . passwd -q -d root
 chroot . systemctl -q mask systemd-networkd-wait-online.service apt-daily.timer e2scrub_all.timer fstrim.timer
+# Servers start when a test wants them; a name is looked up as everywhere.
+for unit in named unbound knot systemd-resolved; do chroot . systemctl -q mask $unit.service; done
+rm -f etc/resolv.conf
+sed -i 's/^hosts:.*/hosts: files dns/' etc/nsswitch.conf
 mkdir -p payload etc/enforcer
 rm -rf var/cache/apt var/lib/apt/lists
 : > etc/machine-id

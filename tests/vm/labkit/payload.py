@@ -8,15 +8,16 @@ from .common import CHECKOUT, GUEST, ext4, run
 SIZE = "96M"
 
 
-def build():
+def build(profile="lab", tests="vmtests"):
     """The binaries under test, from this checkout as it is now."""
-    run(["cargo", "build", "--locked", "--profile", "lab", "-p", "enforcer", "-p", "enforcer-tests"], cwd=CHECKOUT)
+    packages = ["-p", "enforcer", "-p", "enforcer-tests", "--bin", "enforcer", "--bin", tests]
+    run(["cargo", "build", "--locked", "--profile", profile, *packages], cwd=CHECKOUT)
     target = os.environ.get("CARGO_TARGET_DIR", CHECKOUT / "target")
-    return {name: f"{target}/lab/{name}" for name in ("enforcer", "vmtests")}
+    return {name: f"{target}/{profile}/{name}" for name in ("enforcer", tests)}
 
 
-def disk(work, binaries, task, files=()):
-    """An image with the binaries, the guest's init, `task` (which that init runs), and more files."""
+def tree(work, binaries, task, files=()):
+    """A directory with the binaries, the guest's init, `task` (which that init runs), and more files."""
     tree = work / "payload"
     tree.mkdir()
     for name, path in binaries.items():
@@ -28,6 +29,11 @@ def disk(work, binaries, task, files=()):
     for source in files:
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, tree / source.name)
+    return tree
+
+
+def disk(work, binaries, task, files=()):
+    """An image of the same."""
     image = work / "payload.ext4"
-    ext4(tree, image, SIZE, "payload")
+    ext4(tree(work, binaries, task, files), image, SIZE, "payload")
     return image

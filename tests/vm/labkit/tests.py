@@ -1,13 +1,14 @@
 """Runs the tests in a guest for each kernel, and shows each result as it comes."""
 
 import json
+import os
 import queue
 import shlex
 import subprocess
 import threading
 import time
 
-from . import payload
+from . import container, payload
 from .common import LabError, say, scratch
 from .image import root_image
 from .kernel import kernel
@@ -17,49 +18,82 @@ BOOT_SECONDS = 90
 # An emulated machine with a test that takes as long as it may, and the clean-up after it.
 GRACE_SECONDS = 30
 CONSOLE_TAIL = 60
+# What a test says that is of interest although it passed begins so.
+MEASURED = "measured: "
 
 
 # A second machine of the first kernel, whose list of LSMs lacks bpf: no daemon may believe that it enforces.
 WITHOUT_BPF = "lsm=landlock,yama lab.without_bpf"
 
 
-def run(series, filters):
+# Not a series: the kernel that this machine runs.
+NATIVE = "native"
+# What the tests look at in their environment, if it is set here: see tests/vm/README.md.
+PASSED_ON = ("RACE_TRIES",)
+# On each of two paths: 20,000 times a denied name in all, and every tenth is innocent.
+FULL_RACE = "11250"
+
+
+def run(series, filters, full=False):
     binaries = payload.build()
     root = root_image()
     total = [0, 0]
-    for one, extra in [*((one, "") for one in series), (series[0], WITHOUT_BPF)]:
+    machines = [(one, "") for one in series]
+    machines += [(one, WITHOUT_BPF) for one in series if one != NATIVE][:1]
+    settings = {"RACE_TRIES": FULL_RACE} if full and series[0] != NATIVE else {}
+    for one, extra in machines:
         try:
-            passed, failed = run_kernel(one, root, binaries, filters, extra)
+            passed, failed = run_kernel(one, root, binaries, task(filters, settings), extra)
         except LabError as error:
             say(f"{one:5} cannot be tested: {error}")
             passed, failed = 0, 1
         say(f"{one:5} {passed} passed, {failed} failed\n")
         total = [total[0] + passed, total[1] + failed]
+        settings = {}
     if sum(total) == 0:
         raise LabError(f"no test matches {' '.join(filters)}")
     say(f"{total[0]} passed, {total[1]} failed, 0 skipped")
     return 1 if total[1] else 0
 
 
-def run_kernel(series, root, binaries, filters, extra):
+def run_kernel(series, root, binaries, task, extra):
     with scratch("run") as work:
-        # ttyS1 carries nothing but records.
-        task = f"stty -F /dev/ttyS1 raw -echo\n/payload/vmtests run {shlex.join(filters)} >/dev/ttyS1 </dev/null\n"
-        disk = payload.disk(work, binaries, task)
-        guest = kernel(series)
-        start = time.monotonic()
         report = Report(series, work / "console")
-        command = machine(guest, root, disk, "/payload/test-init", extra=extra)
-        command += ["-chardev", f"file,id=console,path={report.console}", "-serial", "chardev:console", "-serial", "stdio"]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            try:
+        start = time.monotonic()
+        if series == NATIVE:
+            files = payload.tree(work, binaries, f"export LAB_NATIVE=1\n{task}")
+            with container.started(work, root, files, report.console) as process:
                 report.follow(process)
-            finally:
-                process.kill()
-            if not report.ended and (words := process.stderr.read().decode(errors="replace").strip()):
-                say(f"{series:5} qemu: {words}")
-        say(f"{series:5} {guest.release}: {time.monotonic() - start:.0f} s")
+            release = os.uname().release
+        else:
+            release = run_machine(report, work, root, payload.disk(work, binaries, f"({ON_TTY}\n{task})\n"), extra)
+        say(f"{series:5} {release}: {time.monotonic() - start:.0f} s")
         return report.passed, report.failed
+
+
+# ttyS1 carries nothing but records.
+ON_TTY = "stty -F /dev/ttyS1 raw -echo; exec >/dev/ttyS1"
+
+
+def task(filters, settings):
+    """The script that a machine is started for. What is set here beats the settings."""
+    settings = settings | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    words = [f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()]
+    return f"{''.join(words)}/payload/vmtests run {shlex.join(filters)} </dev/null\n"
+
+
+def run_machine(report, work, root, disk, extra):
+    guest = kernel(report.series)
+    command = machine(guest, root, disk, "/payload/test-init", extra=extra)
+    command += ["-chardev", f"file,id=console,path={report.console}", "-serial", "chardev:console", "-serial", "stdio"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            report.follow(process)
+        finally:
+            process.kill()
+        if not report.ended and (words := process.stderr.read().decode(errors="replace").strip()):
+            say(f"{report.series:5} qemu: {words}")
+    return guest.release
 
 
 class Report:
@@ -108,8 +142,10 @@ class Report:
             self.failed += 1
         word = "ok" if record["passed"] else "FAILED"
         say(f"{self.series:5} {record['test']:.<44} {word} ({record['seconds']:.1f} s)")
-        if not record["passed"]:
-            say("\n".join(f"      | {line}" for line in record["output"].rstrip().splitlines()))
+        lines = record["output"].rstrip().splitlines()
+        shown = [line for line in lines if not record["passed"] or line.startswith(MEASURED)]
+        if shown:
+            say("\n".join(f"      | {line}" for line in shown))
 
     def lost(self, why):
         self.failed += 1

@@ -6,6 +6,7 @@
 
 mod diagnostic;
 mod lint;
+mod lists;
 mod model;
 mod network;
 mod parse;
@@ -13,7 +14,8 @@ mod pattern;
 mod raw;
 
 pub use diagnostic::{Diagnostic, Excerpt, Position, Severity};
-pub use model::{Action, Origin, PolicySet, Rule, rule_id};
+pub use lists::{ListFormat, Lists, Said, Skipped};
+pub use model::{Action, List, Origin, PolicySet, Rule, rule_id};
 pub use parse::{Parsed, Source, parse};
 pub use pattern::{Pattern, Refusal};
 

@@ -1,5 +1,6 @@
 //! What a policy says, after everything that could be wrong with it was refused.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -8,12 +9,21 @@ use enforcer_common::verdict::{CANARY_RULE, NO_RULE};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
+use super::lists::ListFormat;
 use super::pattern::Pattern;
 
 /// All rules of all files, in file-name order, then in their order in the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicySet {
     pub rules: Vec<Rule>,
+}
+
+impl PolicySet {
+    /// Every list file once, with a place that names it.
+    pub fn lists(&self) -> BTreeMap<Arc<str>, Origin> {
+        let lists = self.rules.iter().flat_map(|rule| &rule.lists);
+        lists.map(|list| (list.path.clone(), list.origin.clone())).collect()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +33,18 @@ pub struct Rule {
     pub description: Option<String>,
     pub action: Action,
     pub hosts: Vec<Pattern>,
+    pub lists: Vec<List>,
     /// Without host bits, and never an IPv6 spelling of an IPv4 network.
     pub networks: Vec<IpNetwork>,
+    pub origin: Origin,
+}
+
+/// A list file that a rule takes more hosts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct List {
+    /// Where it is: as written, from the directory of the policy file on.
+    pub path: Arc<str>,
+    pub format: ListFormat,
     pub origin: Origin,
 }
 

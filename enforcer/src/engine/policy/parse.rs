@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use enforcer_common::RuleId;
@@ -9,9 +10,9 @@ use enforcer_common::limits::RULES;
 use toml::Spanned;
 
 use super::diagnostic::{Diagnostic, Report, Severity, Text, escape, quote};
-use super::model::{Origin, PolicySet, Rule, rule_id};
+use super::model::{List, Origin, PolicySet, Rule, rule_id};
 use super::pattern::{Pattern, Refusal};
-use super::raw::{self, RawRule};
+use super::raw::{self, RawList, RawRule};
 use super::{FILE_BYTES, RULE_NAME_BYTES, lint, network};
 
 /// A policy file as it was read.
@@ -99,12 +100,22 @@ fn rule(raw: RawRule, path: &Arc<str>, taken: &mut Taken, report: &mut Report<'_
         check_description(description, report);
     }
     let (hosts, host_spans) = each(raw.hosts, Pattern::new, report);
+    let lists = raw.lists.into_iter().map(|list| list_of(list, path, report)).collect();
     let (networks, network_spans) = each(raw.networks, network::parse, report);
     let (id, name, origin) = named?;
     let description = raw.description.map(Spanned::into_inner);
-    let rule = Rule { id, name, description, action: raw.action?, hosts, networks, origin };
+    let rule = Rule { id, name, description, action: raw.action?, hosts, lists, networks, origin };
     lint::rule(&rule, &host_spans, &network_spans, report);
     Some(rule)
+}
+
+/// A relative path begins at the directory of the policy file.
+fn list_of(raw: RawList, policy: &Arc<str>, report: &Report<'_>) -> List {
+    let position = report.text.position(raw.path.span().start);
+    let origin = Origin { file: policy.clone(), line: position.line, column: position.column };
+    let beside = Path::new(policy.as_ref()).parent().unwrap_or(Path::new(""));
+    let path = beside.join(raw.path.get_ref()).to_string_lossy().into();
+    List { path, format: raw.format, origin }
 }
 
 fn check_name(name: &Spanned<String>, origin: &Origin, taken: &mut Taken, report: &mut Report<'_>) -> RuleId {

@@ -7,6 +7,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue, Error};
 
 use super::diagnostic::{Report, quote};
+use super::lists::ListFormat;
 use super::model::Action;
 
 /// A rule with the types right and nothing else checked. What is absent, or was reported, is `None` or missing.
@@ -16,14 +17,24 @@ pub(super) struct RawRule {
     pub(super) description: Option<Spanned<String>>,
     pub(super) action: Option<Action>,
     pub(super) hosts: Vec<Spanned<String>>,
+    pub(super) lists: Vec<RawList>,
     pub(super) networks: Vec<Spanned<String>>,
 }
 
-const KEYS: [&str; 5] = ["name", "description", "action", "hosts", "networks"];
+/// A list file, not looked at yet.
+#[derive(Debug)]
+pub(super) struct RawList {
+    pub(super) path: Spanned<String>,
+    pub(super) format: ListFormat,
+}
+
+const KEYS: [&str; 6] = ["name", "description", "action", "hosts", "lists", "networks"];
+/// What names destinations; one of them must be there.
+const DESTINATIONS: [&str; 3] = ["hosts", "lists", "networks"];
+const LIST_EXAMPLE: &str = "lists = [{ path = \"lists/trackers.txt\", format = \"domains\" }]";
 
 /// Keys of the format that are not implemented: what ignoring them would do, and what to write until then.
-const LATER: [(&str, &str, &str); 5] = [
-    ("lists", "cover less", "remove it and write the names under `hosts`"),
+const LATER: [(&str, &str, &str); 4] = [
     ("ports", "cover more", "remove it, if the rule may cover every port"),
     ("protocols", "cover more", "remove it, if the rule may cover every protocol"),
     ("shared", "decide otherwise", "remove it"),
@@ -72,8 +83,14 @@ fn element_rule(element: &Spanned<DeValue<'_>>, report: &mut Report<'_>) -> Opti
 }
 
 fn rule(table: &DeTable<'_>, span: Range<usize>, report: &mut Report<'_>) -> RawRule {
-    let mut raw =
-        RawRule { name: None, description: None, action: None, hosts: Vec::new(), networks: Vec::new() };
+    let mut raw = RawRule {
+        name: None,
+        description: None,
+        action: None,
+        hosts: Vec::new(),
+        lists: Vec::new(),
+        networks: Vec::new(),
+    };
     // Keys that are there, or were meant: a key that is misspelt is one mistake, not two.
     let mut given = Vec::new();
     for (key, value) in in_file_order(table) {
@@ -84,6 +101,7 @@ fn rule(table: &DeTable<'_>, span: Range<usize>, report: &mut Report<'_>) -> Raw
             "description" => raw.description = string("description", "\"in words\"", value, report),
             "action" => raw.action = action(value, report),
             "hosts" => raw.hosts = strings("hosts", ".tracker.example", value, report),
+            "lists" => raw.lists = lists(value, report),
             "networks" => raw.networks = strings("networks", "203.0.113.0/24", value, report),
             other => unknown_in_rule(other, key.span(), report),
         }
@@ -102,9 +120,7 @@ fn missing(table: &DeTable<'_>, given: &[&str], span: Range<usize>, report: &mut
             report.error(span.clone(), format!("the rule has no `{key}`"), instead);
         }
     }
-    // `lists` is refused with a message of its own.
-    let names_any =
-        ["hosts", "networks"].iter().any(|key| given.contains(key)) || table.contains_key("lists");
+    let names_any = DESTINATIONS.iter().any(|key| given.contains(key));
     if !names_any || is_empty(table) {
         report.error(
             span,
@@ -116,7 +132,7 @@ fn missing(table: &DeTable<'_>, given: &[&str], span: Range<usize>, report: &mut
 
 /// Whether the lists that a rule has are lists, but with nothing in them.
 fn is_empty(table: &DeTable<'_>) -> bool {
-    let mut lists = ["hosts", "networks"].iter().filter_map(|key| table.get(*key)).peekable();
+    let mut lists = DESTINATIONS.iter().filter_map(|key| table.get(*key)).peekable();
     lists.peek().is_some()
         && lists.all(|list| list.get_ref().as_array().is_some_and(|array| array.is_empty()))
 }
@@ -185,6 +201,63 @@ fn strings(
         }
     }
     texts
+}
+
+fn lists(value: &Spanned<DeValue<'_>>, report: &mut Report<'_>) -> Vec<RawList> {
+    let DeValue::Array(elements) = value.get_ref() else {
+        let message = format!("`lists` is {}, not a list of tables", kind(value.get_ref()));
+        report.error(value.span(), message, format!("write `{LIST_EXAMPLE}`"));
+        return Vec::new();
+    };
+    elements.iter().filter_map(|element| list(element, report)).collect()
+}
+
+fn list(element: &Spanned<DeValue<'_>>, report: &mut Report<'_>) -> Option<RawList> {
+    let DeValue::Table(table) = element.get_ref() else {
+        let message = format!("a list file is a table, and this is {}", kind(element.get_ref()));
+        report.error(element.span(), message, format!("write `{LIST_EXAMPLE}`"));
+        return None;
+    };
+    let (mut path, mut format) = (None, None);
+    for (key, value) in in_file_order(table) {
+        match key.get_ref().as_ref() {
+            "path" => path = Some(list_path(value, report)),
+            "format" => format = Some(list_format(value, report)),
+            other => {
+                let message = format!("{} is not a key of a list", quote(other));
+                report.error(key.span(), message, "a list has `path` and `format`");
+            }
+        }
+    }
+    for (key, there) in [("path", path.is_some()), ("format", format.is_some())] {
+        if !there {
+            report.error(
+                element.span(),
+                format!("the list has no `{key}`"),
+                format!("write `{LIST_EXAMPLE}`"),
+            );
+        }
+    }
+    Some(RawList { path: path??, format: format?? })
+}
+
+fn list_path(value: &Spanned<DeValue<'_>>, report: &mut Report<'_>) -> Option<Spanned<String>> {
+    let path = string("path", "\"lists/trackers.txt\"", value, report)?;
+    if path.get_ref().is_empty() || path.get_ref().contains('\0') {
+        report.error(path.span(), "this is not the path of a file", "write it as in \"lists/trackers.txt\"");
+        return None;
+    }
+    Some(path)
+}
+
+fn list_format(value: &Spanned<DeValue<'_>>, report: &mut Report<'_>) -> Option<ListFormat> {
+    let text = string("format", "\"domains\"", value, report)?;
+    let found = ListFormat::ALL.into_iter().find(|format| format.as_str() == text.get_ref());
+    if found.is_none() {
+        let message = format!("this version reads no lists of the format {}", quote(text.get_ref()));
+        report.error(text.span(), message, "write \"domains\": a host pattern a line, `#` begins a comment");
+    }
+    found
 }
 
 fn unknown_in_file(key: &str, span: Range<usize>, report: &mut Report<'_>) {

@@ -12,7 +12,7 @@ use aya::maps::of_maps::ArrayOfMaps;
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya::{Ebpf, Pod};
 use enforcer_common::kernel::Control;
-use enforcer_common::name::{Domain, Header};
+use enforcer_common::name::Header;
 use enforcer_common::{Addr, Entry};
 
 use super::double::{self, ANSWERED, AUTOMATA, Answered, Automata, DOMAINS, Domains, NAMES, Names};
@@ -32,8 +32,6 @@ const HALVES: [&str; 2] = ["ANSWERED_0", "ANSWERED_1"];
 unsafe impl Pod for Wire<Control> {}
 // SAFETY: as above.
 unsafe impl Pod for Wire<Header> {}
-// SAFETY: as above.
-unsafe impl Pod for Wire<Domain> {}
 
 /// Handles of those maps.
 #[expect(missing_debug_implementations, reason = "aya's map of maps has none")]
@@ -103,6 +101,12 @@ impl Answers {
         self.answered.set(retired, &self.halves[retired as usize], 0).map_err(error(ANSWERED))
     }
 
+    /// What was entered before the last `install` or `rotate`, and not discarded.
+    pub fn retired(&self) -> Result<Vec<(Addr, Entry)>, BpfError> {
+        let retired = self.control()?.answered.wrapping_add(1) & 1;
+        entries(&self.halves[retired as usize])
+    }
+
     /// Forgets what was entered before the last `install` or `rotate`.
     pub fn discard_retired(&mut self) -> Result<(), BpfError> {
         let retired = self.control()?.answered.wrapping_add(1) & 1;
@@ -113,9 +117,9 @@ impl Answers {
 
     /// Everything that was entered and not discarded; an address may come twice.
     pub fn entered(&self) -> Result<Vec<(Addr, Entry)>, BpfError> {
-        let both = self.halves.iter().flat_map(HashMap::iter);
-        both.map(|item| item.map(|(key, Wire(entry))| (Addr::from_v6(key), entry)).map_err(error(ANSWERED)))
-            .collect()
+        let [mut all, other] = [entries(&self.halves[0])?, entries(&self.halves[1])?];
+        all.extend(other);
+        Ok(all)
     }
 
     /// Addresses that no answer may deny. What is protected by both the old and the new set always is.
@@ -151,13 +155,20 @@ impl Answers {
     }
 
     fn fill(&mut self, slot: u32, tables: &Tables) -> Result<(), BpfError> {
-        let names = names(tables).map_err(error(NAMES))?;
+        let names = double::array(NAMES, &tables.buckets).map_err(error(NAMES))?;
         self.names.set(slot, &names, 0).map_err(error(NAMES))?;
-        let domains = array(&tables.domains, |domain| Wire(*domain)).map_err(error(DOMAINS))?;
+        let domains = double::array(DOMAINS, &tables.domains).map_err(error(DOMAINS))?;
         self.domains.set(slot, &domains, 0).map_err(error(DOMAINS))?;
-        let automata = array(&tables.automata, |block| *block).map_err(error(AUTOMATA))?;
+        let automata = double::array(AUTOMATA, &tables.automata).map_err(error(AUTOMATA))?;
         self.automata.set(slot, &automata, 0).map_err(error(AUTOMATA))
     }
+}
+
+fn entries(half: &Answered) -> Result<Vec<(Addr, Entry)>, BpfError> {
+    let read = |item: Result<([u8; 16], Wire<Entry>), MapError>| {
+        item.map(|(key, Wire(entry))| (Addr::from_v6(key), entry)).map_err(error(ANSWERED))
+    };
+    half.iter().map(read).collect()
 }
 
 fn error(map: &'static str) -> impl Fn(MapError) -> BpfError {
@@ -179,23 +190,4 @@ fn half(
     }
     let data = MapData::from_pin(&path).map_err(error(ANSWERED))?;
     HashMap::try_from(Map::HashMap(data)).map_err(error(ANSWERED))
-}
-
-fn names(tables: &Tables) -> Result<Names, MapError> {
-    let mut names = double::names(capacity(tables.names.len()))?;
-    tables.names.iter().try_for_each(|(hash, index)| names.insert(hash, index, 0))?;
-    Ok(names)
-}
-
-fn array<T, W: Pod>(items: &[T], wire: impl Fn(&T) -> W) -> Result<Array<MapData, W>, MapError> {
-    let mut array = double::array(capacity(items.len()))?;
-    for (index, item) in (0..).zip(items) {
-        array.set(index, wire(item), 0)?;
-    }
-    Ok(array)
-}
-
-/// A map has room for one at least.
-fn capacity(len: usize) -> u32 {
-    u32::try_from(len).unwrap_or(u32::MAX).max(1)
 }

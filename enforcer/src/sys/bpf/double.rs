@@ -8,12 +8,14 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::ptr;
 
 use aya::Pod;
-use aya::maps::{Array, HashMap, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
 use enforcer_common::Entry;
-use enforcer_common::name::{BLOCK, Domain};
+use enforcer_common::name::{BLOCK, Bucket, Domain};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::{BpfError, Wire};
 
@@ -26,12 +28,22 @@ pub(super) const AUTOMATA: &str = "AUTOMATA";
 pub const DOUBLE_MAPS: [&str; 4] = [ANSWERED, NAMES, DOMAINS, AUTOMATA];
 
 pub(super) type Answered = HashMap<MapData, [u8; 16], Wire<Entry>>;
-pub(super) type Names = HashMap<MapData, u64, u32>;
+pub(super) type Names = Array<MapData, Wire<Bucket>>;
 pub(super) type Domains = Array<MapData, Wire<Domain>>;
-pub(super) type Automata = Array<MapData, [u32; BLOCK]>;
+pub(super) type Automata = Array<MapData, Wire<[u32; BLOCK]>>;
+
+// SAFETY: integers only, sizes asserted where they are defined.
+unsafe impl Pod for Wire<Bucket> {}
+// SAFETY: as above.
+unsafe impl Pod for Wire<Domain> {}
+// SAFETY: as above.
+unsafe impl Pod for Wire<[u32; BLOCK]> {}
 
 const BPF_F_NO_PREALLOC: u32 = 1;
+const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_F_INNER_MAP: u32 = 1 << 12;
+/// Arrays that are written as memory, and differ in size from the one they take the place of.
+const FILLED: u32 = BPF_F_INNER_MAP | BPF_F_MMAPABLE;
 
 /// Pins what of them is not pinned yet; to be called before the object is loaded.
 pub fn prepare(pin: &Path) -> Result<(), BpfError> {
@@ -41,9 +53,9 @@ pub fn prepare(pin: &Path) -> Result<(), BpfError> {
         aya_obj::Map::new_from_params(kind as u32, key as u32, value as u32, 1, flags)
     };
     outer(pin, ANSWERED, like(HASH, 16, size_of::<Entry>(), BPF_F_NO_PREALLOC))?;
-    outer(pin, NAMES, like(HASH, 8, 4, 0))?;
-    outer(pin, DOMAINS, like(ARRAY, 4, size_of::<Domain>(), BPF_F_INNER_MAP))?;
-    outer(pin, AUTOMATA, like(ARRAY, 4, size_of::<[u32; BLOCK]>(), BPF_F_INNER_MAP))
+    outer(pin, NAMES, like(ARRAY, 4, size_of::<Bucket>(), FILLED))?;
+    outer(pin, DOMAINS, like(ARRAY, 4, size_of::<Domain>(), FILLED))?;
+    outer(pin, AUTOMATA, like(ARRAY, 4, size_of::<[u32; BLOCK]>(), FILLED))
 }
 
 /// Elements are made when they are needed: the packet path never removes one, so none is ever reused.
@@ -51,12 +63,45 @@ pub(super) fn answered(capacity: u32) -> Result<Answered, MapError> {
     Answered::create(capacity, BPF_F_NO_PREALLOC)
 }
 
-pub(super) fn names(capacity: u32) -> Result<Names, MapError> {
-    Names::create(capacity, 0)
+/// An array with these elements. A million of them by one copy, which a million calls would take half a second for.
+pub(super) fn array<T: Copy + 'static>(name: &str, items: &[T]) -> Result<Array<MapData, Wire<T>>, MapError>
+where
+    Wire<T>: Pod,
+{
+    const { assert!(size_of::<T>().is_multiple_of(8), "else the kernel's elements are further apart") };
+    // A map has room for one at least.
+    let count = u32::try_from(items.len()).unwrap_or(u32::MAX).max(1);
+    let kind = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+    let map = aya_obj::Map::new_from_params(kind, 4, size_of::<T>() as u32, count, FILLED);
+    let map = MapData::create(map, name, None)?;
+    let filled = fill(&map, items);
+    let mut array = Array::try_from(Map::Array(map))?;
+    // Where memory of a map may not be mapped (by an LSM, or a filter of system calls): element by element.
+    if !filled {
+        for (index, item) in (0..).zip(items) {
+            array.set(index, Wire(*item), 0)?;
+        }
+    }
+    Ok(array)
 }
 
-pub(super) fn array<T: Pod>(capacity: u32) -> Result<Array<MapData, T>, MapError> {
-    Array::create(capacity, BPF_F_INNER_MAP)
+/// Copies the items into the map's memory. False: it cannot be mapped.
+fn fill<T: Copy>(map: &MapData, items: &[T]) -> bool {
+    if items.is_empty() {
+        return true;
+    }
+    // The kernel maps whole pages.
+    let len = size_of_val(items).next_multiple_of(rustix::param::page_size());
+    // SAFETY: a new mapping, at an address of the kernel's choice.
+    let memory = unsafe {
+        mmap(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, map.fd().as_fd(), 0)
+    };
+    let Ok(memory) = memory else { return false };
+    // SAFETY: the mapping has room for all items, and nobody else has it.
+    unsafe { ptr::copy_nonoverlapping(items.as_ptr(), memory.cast::<T>(), items.len()) };
+    // SAFETY: mapped above, and not used any more. If it fails, memory stays mapped, and nothing else.
+    let _ = unsafe { munmap(memory, len) };
+    true
 }
 
 fn outer(pin: &Path, name: &'static str, template: aya_obj::Map) -> Result<(), BpfError> {

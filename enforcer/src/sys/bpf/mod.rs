@@ -33,7 +33,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// Part of the pin directory's name: raised whenever a map's layout or meaning changes, so that a daemon never
 /// adopts maps that it would misread.
-const PIN_VERSION: &str = "v2";
+const PIN_VERSION: &str = "v3";
 
 const ADDRESSES: &str = "ADDRESSES";
 const NETWORKS: &str = "NETWORKS";
@@ -244,7 +244,8 @@ impl AsRawFd for Ring {
     }
 }
 
-fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
+/// The object with this kernel's offsets, and its maps, pinned. No program is loaded yet.
+pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
     let offsets = Wire(if options.read_kernel { btf::offsets()? } else { Offsets::default() });
     let settings = Wire(Settings {
         read_kernel: options.read_kernel.into(),

@@ -12,12 +12,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde::Serialize;
 
-use crate::engine::policy::Source;
+use crate::engine::policy::{Lists, PolicySet, Source};
 
-pub use watch::watch;
+pub use watch::{Listed, Lists as WatchedLists, watch};
 
 /// The largest policy file. Large lists stand in list files, not in policies.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
+/// The largest list file: some ten million names.
+pub const MAX_LIST_BYTES: u64 = 256 << 20;
 /// The most policy files.
 pub const MAX_FILES: usize = 1000;
 
@@ -117,6 +119,39 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>, Problem> {
 
 /// One file, and why it is not to be trusted if so. `None`: it does not exist, or no more.
 pub fn read_file(path: &Path) -> Result<Option<(Source, Option<Problem>)>, Problem> {
+    let Some((bytes, metadata)) = read_bytes(path, MAX_FILE_BYTES)? else { return Ok(None) };
+    let source = Source { path: path.display().to_string(), bytes };
+    Ok(Some((source, distrust(path, &metadata))))
+}
+
+/// The list files of a policy set as far as they can be read (untrusted ones too), how each was found, and what is
+/// wrong with them.
+pub fn read_lists(set: &PolicySet) -> (Lists, Vec<Listed>, Vec<Problem>) {
+    let (mut lists, mut listed, mut problems) = (Lists::default(), Vec::new(), Vec::new());
+    for (name, origin) in set.lists() {
+        let path = Path::new(name.as_ref());
+        match read_bytes(path, MAX_LIST_BYTES) {
+            Ok(Some((bytes, metadata))) => {
+                listed.push(Listed::new(path, Some(&metadata)));
+                problems.extend(distrust(path, &metadata));
+                lists.0.insert(name, bytes);
+            }
+            Ok(None) => {
+                listed.push(Listed::new(path, None));
+                let hint = format!("make it, or correct the path in {origin}");
+                problems.push(unusable(path, "the list file does not exist", hint));
+            }
+            Err(problem) => {
+                listed.push(Listed::new(path, fs::metadata(path).ok().as_ref()));
+                problems.push(problem);
+            }
+        }
+    }
+    (lists, listed, problems)
+}
+
+/// `None`: it does not exist, or no more.
+fn read_bytes(path: &Path, most: u64) -> Result<Option<(Vec<u8>, Metadata)>, Problem> {
     let file = match open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -135,13 +170,12 @@ pub fn read_file(path: &Path) -> Result<Option<(Source, Option<Problem>)>, Probl
         return Err(unusable(path, message, "remove it from the policy directory"));
     }
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        let message = format!("the file is larger than {} KiB", MAX_FILE_BYTES >> 10);
+    file.take(most + 1).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
+    if bytes.len() as u64 > most {
+        let message = format!("the file is larger than {} KiB", most >> 10);
         return Err(unusable(path, message, "split it, or move long lists of names to list files"));
     }
-    let source = Source { path: path.display().to_string(), bytes };
-    Ok(Some((source, distrust(path, &metadata))))
+    Ok(Some((bytes, metadata)))
 }
 
 /// Never blocks: a FIFO opens at once and is refused by its type. Links are followed, Kubernetes needs that;

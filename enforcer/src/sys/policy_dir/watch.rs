@@ -29,23 +29,55 @@ const POLL: Duration = Duration::from_millis(500);
 
 /// A message each time the policy files may have changed. Call before the first read, so that no edit falls
 /// between. Dropping the receiver ends the watch.
-pub fn watch(dir: &Path) -> io::Result<mpsc::Receiver<()>> {
+pub fn watch(dir: &Path) -> io::Result<(mpsc::Receiver<()>, Lists)> {
     let (signal, receiver) = mpsc::channel(1); // one waiting message says all that a second would
     let mut watch = Watch::new(dir);
     watch.arm();
-    let seen = Fingerprint::of(dir);
+    let lists = Lists(watch.sender.clone());
+    let seen = Fingerprint::of(dir, &[]);
     thread::Builder::new().name("policy-watch".into()).spawn(move || watch.run(seen, &signal))?;
-    Ok(receiver)
+    Ok((receiver, lists))
 }
 
-type Notice = notify::Result<notify::Event>;
+/// Where the watch is told which list files to watch beside the policies.
+#[derive(Clone, Debug)]
+pub struct Lists(Sender<Notice>);
+
+impl Lists {
+    /// From here on these, and no others. Each as it was when it was read: an edit since then is seen.
+    pub fn set(&self, lists: Vec<Listed>) {
+        // The thread is gone when nobody waits for changes any more.
+        let _ = self.0.send(Notice::Lists(lists));
+    }
+}
+
+/// A list file as it was when it was read; `None`: it was not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    path: PathBuf,
+    stamp: Option<Stamp>,
+}
+
+impl Listed {
+    pub(super) fn new(path: &Path, metadata: Option<&Metadata>) -> Self {
+        Self { path: path.to_owned(), stamp: metadata.map(Stamp::from) }
+    }
+}
+
+#[derive(Debug)]
+enum Notice {
+    Seen(notify::Result<notify::Event>),
+    Lists(Vec<Listed>),
+}
 
 struct Watch {
     dir: PathBuf,
     notifier: Option<RecommendedWatcher>,
     notices: Receiver<Notice>,
-    /// Keeps `notices` open when there is no notifier.
-    _notices: Sender<Notice>,
+    /// Also keeps `notices` open when there is no notifier.
+    sender: Sender<Notice>,
+    /// List files that are watched beside the policies.
+    lists: Vec<PathBuf>,
     /// The directories that inotify watches, as they were then.
     armed: BTreeMap<PathBuf, Place>,
     blind: bool,
@@ -56,12 +88,17 @@ struct Watch {
 impl Watch {
     fn new(dir: &Path) -> Self {
         let (sender, notices) = channel();
-        let notifier = notify::recommended_watcher(sender.clone());
+        let seen = sender.clone();
+        let notifier = notify::recommended_watcher(move |event| {
+            // The receiver is gone when the watch ends.
+            let _ = seen.send(Notice::Seen(event));
+        });
         let mut watch = Self {
             dir: dir.to_owned(),
             notifier: None,
             notices,
-            _notices: sender,
+            sender,
+            lists: Vec::new(),
             armed: BTreeMap::new(),
             blind: false,
             present: false,
@@ -75,12 +112,12 @@ impl Watch {
 
     fn run(mut self, mut seen: Fingerprint, signal: &mpsc::Sender<()>) {
         loop {
-            let certain = self.wait();
+            let certain = self.wait(&mut seen);
             if signal.is_closed() {
                 return;
             }
             self.arm();
-            let now = Fingerprint::of(&self.dir);
+            let now = Fingerprint::of(&self.dir, &self.lists);
             if certain || now != seen {
                 seen = now;
                 // Full: a message waits already, and the reader has yet to read what changed now.
@@ -91,15 +128,15 @@ impl Watch {
 
     /// Until something happened near the policies or it is time to look. True when it surely was an edit:
     /// two edits within one tick of the file system's clock leave the same fingerprint.
-    fn wait(&self) -> bool {
+    fn wait(&mut self, seen: &mut Fingerprint) -> bool {
         let pause = if self.blind || !self.present { POLL } else { RESCAN };
         let mut certain = match self.notices.recv_timeout(pause) {
-            Ok(notice) => self.is_edit(&notice),
+            Ok(notice) => self.take(notice, seen),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return false,
         };
         let deadline = clock::boot_ns() + PATIENCE.as_nanos() as u64;
         while let Ok(notice) = self.notices.recv_timeout(QUIET) {
-            certain |= self.is_edit(&notice);
+            certain |= self.take(notice, seen);
             if clock::boot_ns() >= deadline {
                 break;
             }
@@ -107,7 +144,19 @@ impl Watch {
         certain
     }
 
-    fn is_edit(&self, notice: &Notice) -> bool {
+    /// Whether it surely was an edit.
+    fn take(&mut self, notice: Notice, seen: &mut Fingerprint) -> bool {
+        match notice {
+            Notice::Seen(event) => self.is_edit(&event),
+            Notice::Lists(lists) => {
+                self.lists = lists.iter().map(|list| list.path.clone()).collect();
+                seen.lists = lists.into_iter().map(|list| (list.path, list.stamp)).collect();
+                false
+            }
+        }
+    }
+
+    fn is_edit(&self, notice: &notify::Result<notify::Event>) -> bool {
         let Ok(event) = notice else { return true };
         // Our own reading is seen as well.
         let written = match event.kind {
@@ -116,14 +165,19 @@ impl Watch {
         };
         let is_policy = |path: &PathBuf| {
             path.parent().and_then(|parent| self.armed.get(parent)).is_some_and(|place| place.holds_policies)
-                && path.file_name().is_some_and(is_policy_name)
+                && (path.file_name().is_some_and(is_policy_name) || self.is_list(path))
         };
         event.need_rescan() || written && event.paths.iter().any(is_policy)
     }
 
+    /// By its name: the directory is known to hold one.
+    fn is_list(&self, path: &Path) -> bool {
+        self.lists.iter().any(|list| list.file_name() == path.file_name())
+    }
+
     /// Watches every directory in which an edit can happen, also those that came since the last time.
     fn arm(&mut self) {
-        let wanted = places(&self.dir);
+        let wanted = places(&self.dir, &self.lists);
         self.present = wanted.values().any(|place| place.holds_policies);
         let Some(notifier) = &mut self.notifier else { return };
         let stale = self.armed.iter().filter(|(path, place)| wanted.get(*path) != Some(place));
@@ -183,7 +237,7 @@ struct Place {
 
 /// The directory, what may replace it (its parent, also that of the target if it is a link), and where
 /// linked policies really stand. Canonical: inotify knows a directory by one path only.
-fn places(dir: &Path) -> BTreeMap<PathBuf, Place> {
+fn places(dir: &Path, lists: &[PathBuf]) -> BTreeMap<PathBuf, Place> {
     let real = dir.canonicalize().ok();
     let parents = [dir.parent(), real.as_deref().and_then(Path::parent)].into_iter().flatten();
     let links = policies(dir).filter(|path| path.is_symlink()).filter_map(|path| path.canonicalize().ok());
@@ -195,6 +249,10 @@ fn places(dir: &Path) -> BTreeMap<PathBuf, Place> {
     let mut places: BTreeMap<_, _> =
         parents.filter_map(|path| place(path.canonicalize().ok()?, false)).collect();
     places.extend(targets.chain(real.clone()).filter_map(|path| place(path, true)));
+    // Where each list is, and where it stands if that is a link.
+    let beside = lists.iter().filter_map(|path| path.parent()?.canonicalize().ok());
+    let real = lists.iter().filter_map(|path| Some(path.canonicalize().ok()?.parent()?.to_owned()));
+    places.extend(beside.chain(real).filter_map(|path| place(path, true)));
     places
 }
 
@@ -208,9 +266,10 @@ fn policies(dir: &Path) -> impl Iterator<Item = PathBuf> {
 struct Fingerprint {
     dir: Option<Identity>,
     files: BTreeMap<PathBuf, Option<Stamp>>,
+    lists: BTreeMap<PathBuf, Option<Stamp>>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Stamp {
     identity: Identity,
     size: u64,
@@ -220,11 +279,15 @@ struct Stamp {
 }
 
 impl Fingerprint {
-    fn of(dir: &Path) -> Self {
-        let stamp = |path: PathBuf| (fs::metadata(&path).ok().as_ref().map(Stamp::from), path);
+    fn of(dir: &Path, lists: &[PathBuf]) -> Self {
+        let stamped = |path: PathBuf| {
+            let stamp = fs::metadata(&path).ok().as_ref().map(Stamp::from);
+            (path, stamp)
+        };
         Self {
             dir: fs::metadata(dir).ok().as_ref().map(Identity::from),
-            files: policies(dir).map(stamp).map(|(stamp, path)| (path, stamp)).collect(),
+            files: policies(dir).map(stamped).collect(),
+            lists: lists.iter().cloned().map(stamped).collect(),
         }
     }
 }
@@ -253,6 +316,7 @@ mod tests {
     struct Fixture {
         root: TempDir,
         changes: mpsc::Receiver<()>,
+        lists: Lists,
     }
 
     impl Fixture {
@@ -263,8 +327,8 @@ mod tests {
             fs::create_dir_all(etc.join("p")).unwrap();
             fs::write(etc.join("p/a.toml"), "1").unwrap();
             prepare(&etc);
-            let changes = watch(&etc.join("p")).unwrap();
-            Self { root, changes }
+            let (changes, lists) = watch(&etc.join("p")).unwrap();
+            Self { root, changes, lists }
         }
 
         fn etc(&self, path: &str) -> PathBuf {
@@ -382,6 +446,28 @@ mod tests {
         dir.seen().await;
     }
 
+    /// As the daemon does it: read, then tell.
+    #[tokio::test]
+    async fn edits_of_lists_are_seen_wherever_they_stand() {
+        let mut dir = Fixture::new(|etc| {
+            fs::create_dir(etc.join("lists")).unwrap();
+            fs::write(etc.join("lists/a.txt"), "1").unwrap();
+        });
+        let listed = |path: &Path| Listed::new(path, fs::metadata(path).ok().as_ref());
+        let (there, lacking) = (dir.etc("lists/a.txt"), dir.etc("elsewhere/b.txt"));
+        let old = listed(&there);
+        dir.lists.set(vec![listed(&there), listed(&lacking)]);
+        dir.unseen().await;
+        fs::write(&there, "2").unwrap();
+        dir.seen().await;
+        // Edited between the reading and the telling.
+        dir.lists.set(vec![old, listed(&lacking)]);
+        dir.seen().await;
+        // Another file of the directory is nobody's list.
+        fs::write(dir.etc("lists/c.txt"), "1").unwrap();
+        dir.unseen().await;
+    }
+
     #[test]
     fn without_inotify_it_polls() {
         let root = tempfile::tempdir().unwrap();
@@ -390,7 +476,7 @@ mod tests {
         watch.notifier = None;
         watch.go_blind(&notify::Error::new(notify::ErrorKind::MaxFilesWatch));
         let (signal, mut changes) = mpsc::channel(1);
-        let seen = Fingerprint::of(root.path());
+        let seen = Fingerprint::of(root.path(), &[]);
         let thread = thread::spawn(move || watch.run(seen, &signal));
         fs::write(root.path().join("a.toml"), "22").unwrap();
         assert_eq!(changes.blocking_recv(), Some(()));

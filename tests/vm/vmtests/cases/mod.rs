@@ -5,7 +5,9 @@ mod events;
 mod life;
 mod race;
 mod reload;
+pub(crate) mod resolvers;
 mod smoke;
+mod verifier;
 mod ways;
 mod without_bpf;
 
@@ -20,13 +22,22 @@ use enforcer_tests::resolver::{Resolver, lookup};
 /// A word of the kernel's command line: this machine was started without `bpf` among its LSMs, on purpose.
 const WITHOUT_BPF: &str = "lab.without_bpf";
 
+/// Set in a container, where the kernel may know no LSM programs and serves others as well.
+pub(crate) fn is_native() -> bool {
+    std::env::var_os("LAB_NATIVE").is_some()
+}
+
 pub(crate) fn all() -> Vec<Test> {
+    if is_native() {
+        return [race::native(), resolvers::tests()].concat();
+    }
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if command_line.split_whitespace().any(|word| word == WITHOUT_BPF) {
         return without_bpf::tests();
     }
     [
         smoke::tests(),
+        verifier::tests(),
         ways::tests(),
         clients::tests(),
         life::tests(),

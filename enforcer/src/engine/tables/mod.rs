@@ -3,133 +3,170 @@
 //! The matcher is `enforcer_common::name`; here its tables are made, and asked by user space.
 
 mod automata;
+mod globs;
+mod names;
 
 use std::collections::HashMap;
 
 use enforcer_common::name::{
-    BLOCK, Domain, Header, Match, Matching, Name as Text, SuffixHash, TEXT, match_name,
+    BLOCK, Bucket, Domain, Header, Match, Matching, Name as Text, TEXT, Tables as Matchable, match_name,
+    placed,
 };
-use enforcer_common::name::{Tables as Matchable, placed};
 use enforcer_common::repeat::{Repeat, Step, plainly};
 
 use super::name::Name;
-use super::policy::{Action, Pattern, PolicySet};
+use super::policy::{Action, Lists, Pattern, PolicySet, Rule, Said, Skipped};
 
 pub use automata::{Budget, Glob};
+use names::Names;
 
 /// One generation of tables, ready to be copied into maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tables {
     pub header: Header,
-    /// Suffix hash → index into `domains`.
-    pub names: Vec<(u64, u32)>,
+    /// Suffix hashes and indices into `domains`.
+    pub buckets: Vec<Bucket>,
+    /// Domains that stand in `buckets`.
+    pub names: usize,
     /// Each different saying once.
     pub domains: Vec<Domain>,
     pub automata: Vec<[u32; BLOCK]>,
     /// States of all automata.
     pub states: usize,
+    /// Globs in all automata.
+    pub globs: usize,
     /// Globs that would make the automata too large: their place in the policy set and their text. The daemon
     /// matches them, after the answer was delivered.
     pub late: Vec<(u32, String)>,
 }
 
-impl Tables {
-    /// `key` is random: see `SuffixHash`.
-    pub fn new(set: &PolicySet, key: [u64; 2], budget: Budget) -> Self {
-        let mut domains: HashMap<&str, Domain> = HashMap::new();
-        let mut globs = Vec::new();
-        for (place, rule) in set.rules.iter().enumerate() {
-            let place = u32::try_from(place).unwrap_or(u32::MAX);
-            let said = said(rule.action, placed(place, rule.id));
+/// The host patterns of a policy set and its lists, by the place of their rule.
+#[derive(Debug)]
+pub struct Patterns {
+    names: Names,
+    pub globs: Vec<(u32, globset::Glob)>,
+    /// Lines of lists that are no patterns.
+    pub skipped: Vec<Skipped>,
+}
+
+impl Patterns {
+    /// `lists` has every list of the set. `key` is random: see `SuffixHash`.
+    pub fn collect(set: &PolicySet, lists: &Lists, key: [u64; 2]) -> Self {
+        let (mut names, mut globs, mut skipped) = (Names::new(key), Vec::new(), Vec::new());
+        for (place, rule) in (0..).zip(&set.rules) {
             for pattern in &rule.hosts {
-                let (name, itself, below) = match pattern {
-                    Pattern::Exact(name) => (name, said, Match::NONE),
-                    Pattern::Suffix { domain, apex: true } => (domain, said, said),
-                    Pattern::Suffix { domain, apex: false } => (domain, Match::NONE, said),
-                    Pattern::Glob(glob) => {
-                        globs.push(Glob { place, text: glob.glob(), regex: glob.regex(), said });
-                        continue;
-                    }
-                };
-                let domain = domains.entry(name.as_str()).or_insert(Domain::NONE);
-                domain.itself = domain.itself.merge(itself);
-                domain.below = domain.below.merge(below);
+                match pattern {
+                    Pattern::Exact(name) => names.push(name.as_str(), place, true, false),
+                    Pattern::Suffix { domain, apex } => names.push(domain.as_str(), place, *apex, true),
+                    Pattern::Glob(glob) => globs.push((place, glob.clone())),
+                }
+            }
+            for list in &rule.lists {
+                skipped.extend(lists.read(list, |said| match said {
+                    Said::Name { domain, itself, below } => names.push(domain, place, itself, below),
+                    Said::Glob(glob) => globs.push((place, glob)),
+                }));
             }
         }
-        Self::build(domains, &globs, key, budget)
+        Self { names, globs, skipped }
+    }
+
+    /// As the rules and their lists write them.
+    pub fn count(&self) -> usize {
+        self.names.len() + self.globs.len()
+    }
+}
+
+impl Tables {
+    /// `patterns` are those of `rules`.
+    pub fn new(rules: &[Rule], patterns: Patterns, budget: Budget) -> Self {
+        let Patterns { names, globs, .. } = patterns;
+        let said = |place: u32| said(place, &rules[place as usize]);
+        let key = names.key();
+        let mut sayings = Sayings::default();
+        let named = names.build(&mut sayings, said);
+        let globs: Vec<Glob<'_>> = globs
+            .iter()
+            .map(|(place, glob)| Glob { place: *place, text: glob.glob(), said: said(*place) })
+            .collect();
+        let made = automata::build(&globs, budget, &mut |said| {
+            sayings.index(Domain { itself: said, ..Domain::NONE })
+        });
+        let mut tables = Self::with_names(key, named, sayings.all);
+        let Header { automata, accept, starts, classes, .. } = made.header;
+        tables.header = Header { automata, accept, starts, classes, ..tables.header };
+        tables.automata = made.words;
+        tables.states = made.states;
+        tables.globs = globs.len() - made.late.len();
+        tables.late = made.late.iter().map(|glob| (glob.place, glob.text.to_owned())).collect();
+        tables
     }
 
     /// Matches nothing.
     pub fn empty() -> Self {
-        Self::build(HashMap::new(), &[], [0; 2], Budget::default())
+        Self::with_names(
+            [0; 2],
+            Names::new([0; 2]).build(&mut Sayings::default(), |_| Match::NONE),
+            Vec::new(),
+        )
     }
 
-    fn build(named: HashMap<&str, Domain>, globs: &[Glob<'_>], key: [u64; 2], budget: Budget) -> Self {
-        let mut sayings = Sayings::default();
-        let names = named.into_iter().map(|(name, domain)| (suffix_hash(key, name), sayings.index(domain)));
-        let names = names.collect();
-        let made = automata::build(globs, budget, &mut |said| {
-            sayings.index(Domain { itself: said, ..Domain::NONE })
-        });
+    fn with_names(key: [u64; 2], named: names::Made, domains: Vec<Domain>) -> Self {
+        let buckets = u32::try_from(named.buckets.len()).unwrap_or(u32::MAX);
         Self {
-            header: Header { key, ..made.header },
-            names,
-            domains: sayings.all,
-            automata: made.words,
-            states: made.states,
-            late: made.late.iter().map(|glob| (glob.place, glob.text.to_owned())).collect(),
+            header: Header { key, buckets, lengths: named.lengths, ..Header::NONE },
+            buckets: named.buckets,
+            names: named.count,
+            domains,
+            automata: Vec::new(),
+            states: 0,
+            globs: 0,
+            late: Vec::new(),
         }
     }
 
     /// What the tables say about a name: what the kernel would say. None: the kernel leaves it to the daemon.
-    pub fn matches(index: &Index<'_>, name: &Name) -> Option<Match> {
-        let bytes = name.as_str().as_bytes();
-        if bytes.contains(&b'\\') || bytes.len() >= TEXT {
-            return None;
-        }
+    pub fn matches(&self, name: &Name) -> Option<Match> {
+        let odd = name.as_str().contains('\\');
+        if odd { None } else { Some(self.ask(name, false)) }
+    }
+
+    /// What exact and suffix patterns say about a name.
+    pub fn matches_suffixes(&self, name: &Name) -> Match {
+        self.ask(name, true)
+    }
+
+    fn ask(&self, name: &Name, odd: bool) -> Match {
         let mut text = Text::EMPTY;
         for label in name.as_str().split('.') {
+            // As the kernel does: no pattern has the byte, so what stands there does not matter.
+            let label = if label.contains('\\') { "\\" } else { label };
             text.begin_label();
             let at = text.len as usize;
+            // A name without escapes is shorter than the room for it.
             text.text[at..at + label.len()].copy_from_slice(label.as_bytes());
             text.len += label.len() as u32;
         }
-        let mut asked = Asked { text, index };
-        match_name(&mut asked, false);
-        Some(asked.text.matched)
-    }
-
-    /// For looking up many names.
-    pub fn index(&self) -> Index<'_> {
-        Index { tables: self, names: self.names.iter().copied().collect() }
+        let mut asked = Asked { text, tables: self };
+        match_name(&mut asked, odd);
+        asked.text.matched
     }
 }
 
-fn said(action: Action, by: u64) -> Match {
-    match action {
+const _: () = assert!(enforcer_common::limits::NAME_BYTES < TEXT);
+
+/// What a rule at this place says about a name that it names.
+pub fn said(place: u32, rule: &Rule) -> Match {
+    let by = placed(place, rule.id);
+    match rule.action {
         Action::Allow => Match { allow: by, ..Match::NONE },
         Action::Deny => Match { deny: by, ..Match::NONE },
         Action::Audit => Match { audit: by, ..Match::NONE },
     }
 }
 
-/// The key of a domain in the map of names.
-pub fn suffix_hash(key: [u64; 2], domain: &str) -> u64 {
-    let mut hash = SuffixHash::new(key);
-    let reversed: Vec<u8> = domain.bytes().rev().collect();
-    let mut words = reversed.chunks_exact(8);
-    for word in &mut words {
-        hash.push(little_endian(word));
-    }
-    hash.finish(little_endian(words.remainder()), domain.len() as u32)
-}
-
-fn little_endian(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
-}
-
 /// Numbers for what is said about domains.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Sayings {
     all: Vec<Domain>,
     known: HashMap<Domain, u32>,
@@ -144,52 +181,45 @@ impl Sayings {
     }
 }
 
-/// Tables with the map of names as a map: the same questions as in the kernel.
-#[derive(Debug)]
-pub struct Index<'a> {
-    tables: &'a Tables,
-    names: HashMap<u64, u32>,
-}
-
-impl Matchable for Index<'_> {
+impl Matchable for Tables {
     fn header(&self) -> &Header {
-        &self.tables.header
+        &self.header
     }
 
-    fn domain(&self, hash: u64) -> Option<&Domain> {
-        self.names.get(&hash).and_then(|index| self.domain_at(*index))
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        self.buckets.get(index as usize)
     }
 
-    fn domain_at(&self, index: u32) -> Option<&Domain> {
-        self.tables.domains.get(index as usize)
+    fn domain(&self, index: u32) -> Option<&Domain> {
+        self.domains.get(index as usize)
     }
 
     fn word(&self, index: u32) -> u32 {
-        let block = self.tables.automata.get(index as usize / BLOCK);
+        let block = self.automata.get(index as usize / BLOCK);
         block.map_or(0, |block| block[index as usize % BLOCK])
     }
 }
 
-impl Repeat for Index<'_> {
+impl Repeat for Tables {
     fn repeat<S: Step<C>, C>(times: u32, context: &mut C) {
         plainly::<S, C>(times, context);
     }
 }
 
-struct Asked<'a, 'b> {
+struct Asked<'a> {
     text: Text,
-    index: &'a Index<'b>,
+    tables: &'a Tables,
 }
 
-impl<'b> Matching for Asked<'_, 'b> {
-    type Tables = Index<'b>;
+impl Matching for Asked<'_> {
+    type Tables = Tables;
 
     fn name(&mut self) -> &mut Text {
         &mut self.text
     }
 
-    fn tables(&self) -> &Index<'b> {
-        self.index
+    fn tables(&self) -> &Tables {
+        self.tables
     }
 }
 
@@ -215,6 +245,7 @@ mod tests {
                 action: *action,
                 // What no policy could say is left out.
                 hosts: hosts.iter().filter_map(|host| Pattern::new(host).ok()).collect(),
+                lists: Vec::new(),
                 networks: Vec::new(),
                 origin: Origin { file: "test".into(), line: 1, column: 1 },
             }
@@ -222,16 +253,20 @@ mod tests {
         PolicySet { rules: rules.collect() }
     }
 
+    fn tables(set: &PolicySet, budget: Budget) -> Tables {
+        Tables::new(&set.rules, Patterns::collect(set, &Lists::default(), KEY), budget)
+    }
+
     /// What the tables say and what the daemon's matcher, which is made of globset, says.
     fn both(set: &PolicySet, tables: &Tables, name: &str) -> (Option<Claims>, Claims) {
         let name = Name::from_text(name).unwrap();
-        let said = Tables::matches(&tables.index(), &name);
+        let said = tables.matches(&name);
         let said = said.map(|said| Claims {
             allow: rule(said.allow),
             deny: rule(said.deny),
             audit: rule(said.audit),
         });
-        (said, Compiled::new(set).unwrap().claims(&name))
+        (said, Compiled::with_budget(set, &Lists::default(), KEY, Budget::NOTHING).unwrap().claims(&name))
     }
 
     #[test]
@@ -247,7 +282,7 @@ mod tests {
         ];
         for (pattern, wants) in rows {
             let set = set(&[(Action::Deny, &[pattern])]);
-            let tables = Tables::new(&set, KEY, Budget::default());
+            let tables = tables(&set, Budget::default());
             let names = ["example.com", "a.example.com", "a.b.example.com", "notexample.com"];
             for (name, want) in names.into_iter().zip(wants) {
                 let (said, by_globset) = both(&set, &tables, name);
@@ -262,7 +297,7 @@ mod tests {
         let text: Vec<String> = (0..200u32).map(|n| format!("*{n:03}*{:03}*x", n * 7 % 1000)).collect();
         let hosts: Vec<&str> = text.iter().map(String::as_str).collect();
         let set = set(&[(Action::Deny, &hosts)]);
-        let tables = Tables::new(&set, KEY, Budget { words: 1 << 16, bytes: 1 << 16 });
+        let tables = tables(&set, Budget { words: 1 << 16, ..Budget::default() });
         assert!(tables.header.automata > 1 && !tables.late.is_empty(), "{:?}", tables.header.automata);
         assert!(tables.automata.len() * BLOCK <= (1 << 16) + BLOCK);
         let late: Vec<&str> = tables.late.iter().map(|(_, text)| text.as_str()).collect();
@@ -272,20 +307,52 @@ mod tests {
         }
     }
 
+    /// What matched is no matter once a rule has its word: `*a.*` and `*b.*` need no state for "both".
+    #[test]
+    fn a_thousand_globs_of_one_shape_are_one_automaton() {
+        let word = |n: u32| format!("{:x}", n.wrapping_mul(0x9e37_79b9) >> 8);
+        let text: Vec<String> = (1..=1000).map(|n| format!("*-{}.*", word(n))).collect();
+        let hosts: Vec<&str> = text.iter().map(String::as_str).collect();
+        let set = set(&[(Action::Deny, &hosts)]);
+        let tables = tables(&set, Budget::default());
+        assert_eq!((tables.header.automata, tables.late.len(), tables.globs), (1, 0, 1000));
+        assert!(tables.states < 10_000, "{}", tables.states);
+        for n in 1..=1000 {
+            let name = Name::from_text(&format!("x-{}.y{}.example", word(n), word(n / 2))).unwrap();
+            assert_eq!(rule(tables.matches(&name).unwrap().deny), set.rules[0].id, "{name}");
+        }
+        let innocent = Name::from_text("x-zzz.example").unwrap();
+        assert_eq!(tables.matches(&innocent), Some(Match::NONE));
+    }
+
     #[test]
     fn escaped_names_are_left_to_the_daemon_and_nothing_matches_nothing() {
         let set = set(&[(Action::Deny, &["*"])]);
-        let tables = Tables::new(&set, KEY, Budget::default());
+        let tables = tables(&set, Budget::default());
         let odd = Name::from_labels([b"a b".as_slice(), b"example"]).unwrap();
-        assert_eq!(Tables::matches(&tables.index(), &odd), None);
+        assert_eq!(tables.matches(&odd), None);
         let nothing = Tables::empty();
         let name = Name::from_text("a.example").unwrap();
-        assert_eq!(Tables::matches(&nothing.index(), &name), Some(Match::NONE));
+        assert_eq!(nothing.matches(&name), Some(Match::NONE));
     }
 
     fn pattern() -> impl Strategy<Value = String> {
         let part = prop::sample::select(vec![
-            "a", "b", "ab", "-", ".", ".a", "*", "?", "[ab]", "[!a]", "{a,b.b}", "1",
+            "a",
+            "b",
+            "ab",
+            "-",
+            ".",
+            ".a",
+            "*",
+            "?",
+            "[ab]",
+            "[!a]",
+            "{a,b.b}",
+            "1",
+            "[a-c1]",
+            "{,a}",
+            "{*a,{b,1}?}",
         ]);
         prop::collection::vec(part, 1..7).prop_map(|parts| parts.concat())
     }
@@ -302,7 +369,7 @@ mod tests {
                 patterns.iter().map(|(text, action)| (Action::ALL[*action], [text.as_str()])).collect();
             let rules: Vec<(Action, &[&str])> = rules.iter().map(|(action, hosts)| (*action, hosts.as_slice())).collect();
             let set = set(&rules);
-            let tables = Tables::new(&set, KEY, Budget::default());
+            let tables = tables(&set, Budget::default());
             prop_assert!(tables.late.is_empty());
             for name in &names {
                 let (said, by_globset) = both(&set, &tables, name);

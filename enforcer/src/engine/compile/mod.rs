@@ -1,18 +1,21 @@
 //! Rules compiled for asking: which rules name this host, which networks stand in the trie.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::net::Ipv6Addr;
+mod networks;
 
-use enforcer_common::limits::NETWORKS;
-use enforcer_common::verdict::{BootNanos, FOREVER, NO_RULE};
+use std::collections::HashMap;
+
+use enforcer_common::limits::NAMES;
+use enforcer_common::name::{self, Match};
+use enforcer_common::verdict::{BootNanos, NO_RULE};
 use enforcer_common::{Addr, Claim, Entry, RuleId};
 use globset::GlobSet;
-use ipnetwork::IpNetwork;
 
 use super::name::Name;
 use super::plan::Matcher;
-use super::policy::{Action, Diagnostic, Pattern, PolicySet, Rule};
+use super::policy::{Diagnostic, Lists, Pattern, PolicySet, Position, Rule, Severity, Skipped};
+use super::tables::{Budget, Patterns, Tables, said};
+
+pub use networks::Network;
 
 /// Which rule speaks for each action about one name; `NO_RULE` is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -36,56 +39,20 @@ impl Claims {
     }
 }
 
-/// A key of the network trie: canonical address (IPv4 as IPv4-mapped) and leading bits, 0 to 128.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Network {
-    pub addr: [u8; 16],
-    pub prefix: u8,
-}
-
-impl Network {
-    /// All of IPv4.
-    const V4: Self = Self { addr: Addr::from_v4([0; 4]).octets(), prefix: 96 };
-
-    pub fn contains(&self, addr: Addr) -> bool {
-        self.covers(&Self { addr: addr.octets(), prefix: 128 })
-    }
-
-    /// Whether all of `inner` lies in this network.
-    fn covers(&self, inner: &Self) -> bool {
-        let differ = u128::from_be_bytes(self.addr) ^ u128::from_be_bytes(inner.addr);
-        self.prefix <= inner.prefix && differ.leading_zeros() >= u32::from(self.prefix)
-    }
-}
-
-impl fmt::Display for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match Ipv6Addr::from(self.addr).to_ipv4_mapped().zip(self.prefix.checked_sub(96)) {
-            Some((v4, prefix)) => write!(f, "{v4}/{prefix}"),
-            None => write!(f, "{}/{}", Ipv6Addr::from(self.addr), self.prefix),
-        }
-    }
-}
-
-impl From<IpNetwork> for Network {
-    fn from(network: IpNetwork) -> Self {
-        match network {
-            IpNetwork::V4(v4) => {
-                Self { addr: Addr::from_v4(v4.network().octets()).octets(), prefix: 96 + v4.prefix() }
-            }
-            IpNetwork::V6(v6) => Self { addr: v6.network().octets(), prefix: v6.prefix() },
-        }
+impl From<Match> for Claims {
+    fn from(by: Match) -> Self {
+        Self { allow: name::rule(by.allow), deny: name::rule(by.deny), audit: name::rule(by.audit) }
     }
 }
 
 impl Matcher for Compiled {
     fn entry(&self, chain: &[Name], until: BootNanos) -> Entry {
-        let first = chain.iter().fold(First::NONE, |first, name| first.or(self.first(name)));
-        self.by_name(first).entry(until)
+        let by = chain.iter().fold(Match::NONE, |by, name| by.merge(self.named_by(name)));
+        Claims::from(by).entry(until)
     }
 
     fn knows(&self, rule: RuleId) -> bool {
-        self.by_id.contains_key(&rule)
+        self.rules.contains_key(&rule)
     }
 }
 
@@ -93,7 +60,17 @@ impl Matcher for Compiled {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub rules: usize,
+    /// As the rules and their lists write them.
     pub patterns: usize,
+    /// Different domains in the kernel's table.
+    pub names: usize,
+    /// Globs that are matched in the kernel, and the states of their automata.
+    pub globs: usize,
+    pub states: usize,
+    /// Globs that are matched after the answer was delivered.
+    pub late_globs: usize,
+    /// Lines of lists that say nothing.
+    pub skipped: u64,
     /// As the rules write them: the trie has fewer (duplicates) or one more (see `shield_v4`).
     pub networks: usize,
 }
@@ -101,91 +78,77 @@ pub struct Counts {
 /// A policy set, ready for questions.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    rules: Vec<Rule>,
-    by_id: HashMap<RuleId, usize>,
-    domains: HashMap<Box<str>, Domain>,
+    /// Names of the rules.
+    rules: HashMap<RuleId, Box<str>>,
+    tables: Tables,
+    /// Every glob once more: the daemon matches those that the kernel cannot, and names that are odd.
     globs: GlobSet,
-    /// The rule of each glob in `globs`.
-    glob_rules: Vec<First>,
+    /// What each glob in `globs` says.
+    said: Vec<Match>,
     networks: Vec<(Network, Entry)>,
-}
-
-/// What exact and suffix patterns say about one domain.
-#[derive(Clone, Copy, Debug)]
-struct Domain {
-    itself: First,
-    below: First,
-}
-
-impl Domain {
-    const NONE: Self = Self { itself: First::NONE, below: First::NONE };
-}
-
-/// The first rule of each action, as its place in the policy set: the least place wins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct First([u32; Action::ALL.len()]);
-
-impl First {
-    const NONE: Self = Self([u32::MAX; Action::ALL.len()]);
-
-    fn new(action: Action, place: usize) -> Self {
-        let mut first = Self::NONE;
-        first.0[action as usize] = u32::try_from(place).unwrap_or(u32::MAX);
-        first
-    }
-
-    fn or(self, other: Self) -> Self {
-        Self(std::array::from_fn(|action| self.0[action].min(other.0[action])))
-    }
+    counts: Counts,
+    warnings: Vec<Diagnostic>,
 }
 
 impl Compiled {
-    /// Fails when the globs or the networks are more than fit.
-    pub fn new(set: &PolicySet) -> Result<Self, Vec<Diagnostic>> {
-        let rules = set.rules.clone();
-        let mut domains: HashMap<Box<str>, Domain> = HashMap::new();
-        let (mut globs, mut glob_rules) = (Vec::new(), Vec::new());
-        for (place, rule) in rules.iter().enumerate() {
-            let first = First::new(rule.action, place);
-            for pattern in &rule.hosts {
-                let (name, itself, below) = match pattern {
-                    Pattern::Exact(name) => (name, true, false),
-                    Pattern::Suffix { domain, apex } => (domain, *apex, true),
-                    Pattern::Glob(glob) => {
-                        globs.push(glob);
-                        glob_rules.push(first);
-                        continue;
-                    }
-                };
-                let domain = domains.entry(name.as_str().into()).or_insert(Domain::NONE);
-                domain.itself = if itself { domain.itself.or(first) } else { domain.itself };
-                domain.below = if below { domain.below.or(first) } else { domain.below };
-            }
+    /// `lists` has every list of the set; `key` is random. Fails when the names, the globs or the networks are more
+    /// than fit.
+    pub fn new(set: &PolicySet, lists: &Lists, key: [u64; 2]) -> Result<Self, Vec<Diagnostic>> {
+        Self::with_budget(set, lists, key, Budget::default())
+    }
+
+    pub fn with_budget(
+        set: &PolicySet,
+        lists: &Lists,
+        key: [u64; 2],
+        budget: Budget,
+    ) -> Result<Self, Vec<Diagnostic>> {
+        let networks = networks::merged(&set.rules)?;
+        let mut patterns = Patterns::collect(set, lists, key);
+        let globs = GlobSet::new(patterns.globs.iter().map(|(_, glob)| glob))
+            .map_err(|error| too_many_globs(&set.rules, &error))?;
+        let by = |(place, _): &(u32, _)| said(*place, &set.rules[*place as usize]);
+        let said = patterns.globs.iter().map(by).collect();
+        let count = patterns.count();
+        let skipped = std::mem::take(&mut patterns.skipped);
+        let tables = Tables::new(&set.rules, patterns, budget);
+        if tables.names > NAMES {
+            return Err(too_many_names(&set.rules));
         }
-        let globs = GlobSet::new(globs).map_err(|error| too_many_globs(&rules, &error))?;
-        let by_id = rules.iter().enumerate().map(|(place, rule)| (rule.id, place)).collect();
-        let mut compiled = Self { rules, by_id, domains, globs, glob_rules, networks: Vec::new() };
-        compiled.networks = compiled.merged_networks()?;
-        Ok(compiled)
+        let counts = Counts {
+            rules: set.rules.len(),
+            patterns: count,
+            names: tables.names,
+            globs: tables.globs,
+            states: tables.states,
+            late_globs: tables.late.len(),
+            skipped: skipped.iter().map(|skipped| skipped.lines).sum(),
+            networks: set.rules.iter().map(|rule| rule.networks.len()).sum(),
+        };
+        let warnings = warnings(&skipped, &tables, &set.rules);
+        let rules = set.rules.iter().map(|rule| (rule.id, rule.name.as_str().into())).collect();
+        Ok(Self { rules, tables, globs, said, networks, counts, warnings })
     }
 
     /// The rules that name this host. Within one action the first rule of the set.
     pub fn claims(&self, name: &Name) -> Claims {
-        self.by_name(self.first(name))
+        self.named_by(name).into()
     }
 
-    fn first(&self, name: &Name) -> First {
-        let name = name.as_str();
-        let mut first = self.domains.get(name).map_or(First::NONE, |domain| domain.itself);
-        for (dot, _) in name.match_indices('.') {
-            if let Some(domain) = self.domains.get(&name[dot + 1..]) {
-                first = first.or(domain.below);
-            }
-        }
-        for glob in self.globs.matches(name) {
-            first = first.or(self.glob_rules[glob]);
-        }
-        first
+    fn named_by(&self, name: &Name) -> Match {
+        let globs = self.globs.matches(name.as_str()).into_iter().map(|glob| self.said[glob]);
+        globs.fold(self.tables.matches_suffixes(name), Match::merge)
+    }
+
+    /// Whether only a glob that the kernel has no room for names one of these.
+    pub fn is_late(&self, chain: &[Name]) -> bool {
+        let by_kernel = |name: &Name| self.tables.matches(name).unwrap_or(Match::NONE);
+        !self.tables.late.is_empty() && chain.iter().any(|name| by_kernel(name) != self.named_by(name))
+    }
+
+    /// What the kernel matches with.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
     }
 
     /// What the trie holds: each network with its own claims and those of every network around it, because
@@ -200,75 +163,52 @@ impl Compiled {
         around.max_by_key(|(network, _)| network.prefix).map(|(_, entry)| *entry)
     }
 
-    pub fn rule(&self, id: RuleId) -> Option<&Rule> {
-        self.by_id.get(&id).map(|&place| &self.rules[place])
-    }
-
     pub fn rule_name(&self, id: RuleId) -> Option<&str> {
-        self.rule(id).map(|rule| rule.name.as_str())
+        self.rules.get(&id).map(AsRef::as_ref)
     }
 
     pub fn counts(&self) -> Counts {
-        Counts {
-            rules: self.rules.len(),
-            patterns: self.rules.iter().map(|rule| rule.hosts.len()).sum(),
-            networks: self.rules.iter().map(|rule| rule.networks.len()).sum(),
-        }
+        self.counts
     }
 
-    fn by_name(&self, First(places): First) -> Claims {
-        let id = |action: Action| {
-            let place = usize::try_from(places[action as usize]).unwrap_or(usize::MAX);
-            self.rules.get(place).map_or(NO_RULE, |rule| rule.id)
-        };
-        Claims { allow: id(Action::Allow), deny: id(Action::Deny), audit: id(Action::Audit) }
-    }
-
-    fn merged_networks(&self) -> Result<Vec<(Network, Entry)>, Vec<Diagnostic>> {
-        let (mut v4, mut v6) = (BTreeMap::new(), BTreeMap::new());
-        for (place, rule) in self.rules.iter().enumerate() {
-            for network in rule.networks.iter().map(|network| Network::from(*network)) {
-                let family = if Network::V4.covers(&network) { &mut v4 } else { &mut v6 };
-                let first = family.entry(network).or_insert(First::NONE);
-                *first = first.or(First::new(rule.action, place));
-            }
-            if v4.len() + v6.len() >= NETWORKS as usize {
-                return Err(too_many_networks(rule));
-            }
-        }
-        shield_v4(&mut v4, &v6);
-        let mut merged = inherited(v4);
-        merged.extend(inherited(v6));
-        merged.sort_unstable_by_key(|(network, _)| *network);
-        Ok(merged.into_iter().map(|(network, first)| (network, self.by_name(first).entry(FOREVER))).collect())
+    /// What is allowed, but hardly meant, or weaker than it looks.
+    pub fn warnings(&self) -> &[Diagnostic] {
+        &self.warnings
     }
 }
 
-/// An IPv6 network so wide that it holds the IPv4-mapped range (`::/0`) speaks about IPv6 only. The trie has one
-/// key space for both, so IPv4 gets a root of its own, where lookups for IPv4 end.
-fn shield_v4(v4: &mut BTreeMap<Network, First>, v6: &BTreeMap<Network, First>) {
-    if v6.keys().any(|network| network.covers(&Network::V4)) {
-        v4.entry(Network::V4).or_insert(First::NONE);
-    }
+fn warnings(skipped: &[Skipped], tables: &Tables, rules: &[Rule]) -> Vec<Diagnostic> {
+    let skipped = skipped.iter().map(|skipped| Diagnostic {
+        severity: Severity::Warning,
+        file: skipped.path.to_string(),
+        position: Some(Position { line: skipped.line, column: 1 }),
+        excerpt: None,
+        message: format!(
+            "{} lines are no host patterns and were skipped; the first: {}",
+            skipped.lines, skipped.why
+        ),
+        hint: skipped.hint.clone(),
+    });
+    let late = tables.late.iter().filter_map(|(place, glob)| {
+        let rule = rules.get(*place as usize)?;
+        let message = format!(
+            "the kernel has no room for the glob `{glob}` of the rule `{}`: it is matched after the answer was \
+             delivered, and the first connect can get through",
+            rule.name
+        );
+        let hint = "write it with fewer `*`, or as `.example.com`".to_owned();
+        Some(Diagnostic { severity: Severity::Warning, ..Diagnostic::about_rule(&rule.origin, message, hint) })
+    });
+    skipped.chain(late).collect()
 }
 
-/// Adds to each network the claims of those around it. In the order of the map a network comes before what
-/// it contains, and networks nest or are apart: a stack of the open ones is enough.
-fn inherited(own: BTreeMap<Network, First>) -> Vec<(Network, First)> {
-    let mut all: Vec<(Network, First)> = Vec::with_capacity(own.len());
-    let mut open: Vec<usize> = Vec::new();
-    for (network, first) in own {
-        while open.pop_if(|&mut outer| !all[outer].0.covers(&network)).is_some() {}
-        let around = open.last().map_or(First::NONE, |&outer| all[outer].1);
-        open.push(all.len());
-        all.push((network, first.or(around)));
-    }
-    all
-}
-
-fn too_many_networks(rule: &Rule) -> Vec<Diagnostic> {
-    let message = format!("with the rule `{}` there are more than {} networks", rule.name, NETWORKS - 1);
-    vec![Diagnostic::about_rule(&rule.origin, message, "join networks that lie side by side".to_owned())]
+fn too_many_names(rules: &[Rule]) -> Vec<Diagnostic> {
+    let most = rules.iter().max_by_key(|rule| (!rule.lists.is_empty(), rule.hosts.len()));
+    let about = |rule: &Rule| {
+        let message = format!("all rules and lists together name more than {NAMES} domains");
+        Diagnostic::about_rule(&rule.origin, message, "leave a list out".to_owned())
+    };
+    most.map(about).into_iter().collect()
 }
 
 fn too_many_globs(rules: &[Rule], error: &globset::Error) -> Vec<Diagnostic> {
@@ -290,8 +230,16 @@ mod tests {
     use globset::{GlobBuilder, GlobSetBuilder};
     use proptest::prelude::*;
 
-    use super::super::policy::{Origin, rule_id};
+    use enforcer_common::limits::NETWORKS;
+    use enforcer_common::verdict::FOREVER;
+    use ipnetwork::IpNetwork;
+
+    use super::super::policy::{Action, Origin, rule_id};
     use super::*;
+
+    const KEY: [u64; 2] = [7, 8];
+    /// They take long to make, and are not asked here.
+    const NO_AUTOMATA: Budget = Budget::NOTHING;
 
     /// What the oracles join claims with.
     impl Claims {
@@ -313,13 +261,14 @@ mod tests {
             description: None,
             action,
             hosts: hosts.iter().map(|text| Pattern::new(text).unwrap()).collect(),
+            lists: Vec::new(),
             networks: networks.iter().map(|text| text.parse().unwrap()).collect(),
             origin: Origin { file: "a.toml".into(), line: 1, column: 1 },
         }
     }
 
     fn compiled(rules: Vec<Rule>) -> Compiled {
-        Compiled::new(&PolicySet { rules }).unwrap()
+        Compiled::with_budget(&PolicySet { rules }, &Lists::default(), KEY, NO_AUTOMATA).unwrap()
     }
 
     fn name(text: &str) -> Name {
@@ -465,7 +414,10 @@ mod tests {
         assert_eq!(names("c.example"), [None, Some("suffix"), Some("audit")]);
         assert_eq!(names("x.c.example"), [None, Some("suffix"), Some("audit")]);
         assert_eq!(names("example.net"), [None; 3]);
-        assert_eq!(compiled.counts(), Counts { rules: 5, patterns: 7, networks: 0 });
+        assert_eq!(
+            compiled.counts(),
+            Counts { rules: 5, patterns: 7, names: 5, late_globs: 1, ..Counts::default() }
+        );
     }
 
     #[test]
@@ -513,15 +465,27 @@ mod tests {
         let network = |n: u32| IpNetwork::new(IpAddr::V4(n.into()), 32).unwrap();
         let mut many = rule("many", Action::Deny, &[], &[]);
         many.networks = (0..NETWORKS - 1).map(network).collect();
-        assert!(Compiled::new(&PolicySet { rules: vec![many.clone()] }).is_ok());
+        assert!(
+            Compiled::with_budget(
+                &PolicySet { rules: vec![many.clone()] },
+                &Lists::default(),
+                KEY,
+                NO_AUTOMATA
+            )
+            .is_ok()
+        );
         many.networks.push(network(NETWORKS));
-        let errors = Compiled::new(&PolicySet { rules: vec![many] }).unwrap_err();
+        let errors =
+            Compiled::with_budget(&PolicySet { rules: vec![many] }, &Lists::default(), KEY, NO_AUTOMATA)
+                .unwrap_err();
         let want = "error: a.toml:1:1: with the rule `many` there are more than 65535 networks";
         assert!(errors[0].to_string().starts_with(want), "{}", errors[0]);
 
         let globs: Vec<_> = (0..1500).map(|n| format!("{n}{}", "{[!a],b*,c?}".repeat(30))).collect();
         let large = rule("large", Action::Deny, &globs.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
-        let errors = Compiled::new(&PolicySet { rules: vec![large] }).unwrap_err();
+        let errors =
+            Compiled::with_budget(&PolicySet { rules: vec![large] }, &Lists::default(), KEY, NO_AUTOMATA)
+                .unwrap_err();
         assert!(
             errors[0].message.starts_with("the globs of all rules together are too large"),
             "{}",

@@ -1,0 +1,104 @@
+//! Networks of all rules as the kernel's trie wants them: each with the claims of those around it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use enforcer_common::limits::NETWORKS;
+use enforcer_common::name::Match;
+use enforcer_common::verdict::FOREVER;
+use enforcer_common::{Addr, Entry};
+use ipnetwork::IpNetwork;
+
+use super::Claims;
+use crate::engine::policy::{Diagnostic, Rule};
+use crate::engine::tables::said;
+
+/// A key of the network trie: canonical address (IPv4 as IPv4-mapped) and leading bits, 0 to 128.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Network {
+    pub addr: [u8; 16],
+    pub prefix: u8,
+}
+
+impl Network {
+    /// All of IPv4.
+    const V4: Self = Self { addr: Addr::from_v4([0; 4]).octets(), prefix: 96 };
+
+    pub fn contains(&self, addr: Addr) -> bool {
+        self.covers(&Self { addr: addr.octets(), prefix: 128 })
+    }
+
+    /// Whether all of `inner` lies in this network.
+    fn covers(&self, inner: &Self) -> bool {
+        let differ = u128::from_be_bytes(self.addr) ^ u128::from_be_bytes(inner.addr);
+        self.prefix <= inner.prefix && differ.leading_zeros() >= u32::from(self.prefix)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Ipv6Addr::from(self.addr).to_ipv4_mapped().zip(self.prefix.checked_sub(96)) {
+            Some((v4, prefix)) => write!(f, "{v4}/{prefix}"),
+            None => write!(f, "{}/{}", Ipv6Addr::from(self.addr), self.prefix),
+        }
+    }
+}
+
+impl From<IpNetwork> for Network {
+    fn from(network: IpNetwork) -> Self {
+        match network {
+            IpNetwork::V4(v4) => {
+                Self { addr: Addr::from_v4(v4.network().octets()).octets(), prefix: 96 + v4.prefix() }
+            }
+            IpNetwork::V6(v6) => Self { addr: v6.network().octets(), prefix: v6.prefix() },
+        }
+    }
+}
+
+/// What the trie holds, ordered by address, then prefix.
+pub(super) fn merged(rules: &[Rule]) -> Result<Vec<(Network, Entry)>, Vec<Diagnostic>> {
+    let (mut v4, mut v6) = (BTreeMap::new(), BTreeMap::new());
+    for (place, rule) in (0..).zip(rules) {
+        for network in rule.networks.iter().map(|network| Network::from(*network)) {
+            let family = if Network::V4.covers(&network) { &mut v4 } else { &mut v6 };
+            let claimed = family.entry(network).or_insert(Match::NONE);
+            *claimed = claimed.merge(said(place, rule));
+        }
+        if v4.len() + v6.len() >= NETWORKS as usize {
+            return Err(too_many_networks(rule));
+        }
+    }
+    shield_v4(&mut v4, &v6);
+    let mut merged = inherited(v4);
+    merged.extend(inherited(v6));
+    merged.sort_unstable_by_key(|(network, _)| *network);
+    Ok(merged.into_iter().map(|(network, by)| (network, Claims::from(by).entry(FOREVER))).collect())
+}
+
+/// An IPv6 network so wide that it holds the IPv4-mapped range (`::/0`) speaks about IPv6 only. The trie has one
+/// key space for both, so IPv4 gets a root of its own, where lookups for IPv4 end.
+fn shield_v4(v4: &mut BTreeMap<Network, Match>, v6: &BTreeMap<Network, Match>) {
+    if v6.keys().any(|network| network.covers(&Network::V4)) {
+        v4.entry(Network::V4).or_insert(Match::NONE);
+    }
+}
+
+/// Adds to each network the claims of those around it. In the order of the map a network comes before what
+/// it contains, and networks nest or are apart: a stack of the open ones is enough.
+fn inherited(own: BTreeMap<Network, Match>) -> Vec<(Network, Match)> {
+    let mut all: Vec<(Network, Match)> = Vec::with_capacity(own.len());
+    let mut open: Vec<usize> = Vec::new();
+    for (network, claimed) in own {
+        while open.pop_if(|&mut outer| !all[outer].0.covers(&network)).is_some() {}
+        let around = open.last().map_or(Match::NONE, |&outer| all[outer].1);
+        open.push(all.len());
+        all.push((network, claimed.merge(around)));
+    }
+    all
+}
+
+fn too_many_networks(rule: &Rule) -> Vec<Diagnostic> {
+    let message = format!("with the rule `{}` there are more than {} networks", rule.name, NETWORKS - 1);
+    vec![Diagnostic::about_rule(&rule.origin, message, "join networks that lie side by side".to_owned())]
+}
