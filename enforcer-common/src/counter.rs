@@ -30,8 +30,14 @@ pub enum Counter {
     AnswersDropped = 11,
     /// Addresses that found a new place in ANSWERED.
     AnsweredEntered = 12,
+    /// Connects that are not reported, because the configuration ignores them.
+    Ignored = 13,
+    /// Connects that were counted as repeats of one that was reported.
+    Repeated = 14,
+    /// Connects that were reported one by one, because there was no room to count their repeats.
+    Unaggregated = 15,
 }
 
 /// The counters of what became of the answers follow the others.
-pub const OUTCOMES_AT: u32 = 13;
+pub const OUTCOMES_AT: u32 = 16;
 pub const COUNTERS: u32 = OUTCOMES_AT + OUTCOMES;

@@ -30,11 +30,39 @@ pub struct Offsets {
     pub css_set_dfl_cgrp: u32,
     pub cgroup_kn: u32,
     pub kernfs_node_id: u32,
+    pub kernfs_node_parent: u32,
+    pub kernfs_node_name: u32,
+    pub task_mm: u32,
+    pub task_nsproxy: u32,
+    /// `ABSENT` without CONFIG_AUDIT.
+    pub task_loginuid: u32,
+    pub mm_exe_file: u32,
+    pub mm_arg_start: u32,
+    pub mm_arg_end: u32,
+    pub file_dentry: u32,
+    pub file_mnt: u32,
+    pub file_inode: u32,
+    pub file_private_data: u32,
+    pub inode_ino: u32,
+    pub inode_sb: u32,
+    pub sb_dev: u32,
+    pub dentry_parent: u32,
+    pub dentry_name: u32,
+    pub dentry_hash: u32,
+    pub vfsmount_root: u32,
+    pub mount_mnt: u32,
+    pub mount_parent: u32,
+    pub mount_mountpoint: u32,
+    pub nsproxy_net: u32,
+    pub net_inum: u32,
 }
+
+/// The offset of a field that this kernel does not have.
+pub const ABSENT: u32 = u32::MAX;
 
 /// How the programs behave; fixed for the life of a load.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// 0: kernel memory must not be read (lockdown=confidentiality): who connects stays unknown.
     pub read_kernel: u32,
@@ -43,6 +71,21 @@ pub struct Settings {
     /// Seconds for which an answer is believed at least and at most; `ttl_cap` wins.
     pub ttl_floor: u32,
     pub ttl_cap: u32,
+    /// 1: reports carry the command line.
+    pub arguments: u32,
+    /// 1: repeats are counted, not reported.
+    pub aggregate: u32,
+    /// 1: connects that are not refused are reported when the call returns.
+    pub outcome: u32,
+    /// Which events there are: `TCP_CONNECT`, `UDP_CONNECT`, `SOCKET_CONNECT`.
+    pub events: u32,
+    /// Of the tables of what is not reported: a bit each. Those that hold for a verdict (`Verdict` is the index), and
+    /// those that say nothing about users, groups of processes, ports, and networks.
+    pub ignored_verdicts: [u64; 3],
+    pub any_user: u64,
+    pub any_cgroup: u64,
+    pub any_port: u64,
+    pub any_network: u64,
 }
 
 /// Which halves of the kernel side's double maps are in use. Written by the daemon, one field at a time.
@@ -59,3 +102,8 @@ pub const REPORT_NONE: u32 = 0;
 /// Denied and audited ones.
 pub const REPORT_DENIED: u32 = 1;
 pub const REPORT_ALL: u32 = 2;
+
+/// Connects of sockets that have connections; of others; of every family, as the raw hook sees them.
+pub const TCP_CONNECT: u32 = 1;
+pub const UDP_CONNECT: u32 = 2;
+pub const SOCKET_CONNECT: u32 = 4;

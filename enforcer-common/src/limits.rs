@@ -38,3 +38,15 @@ pub const CNAME_CHAIN: usize = 16;
 
 /// Rules in a policy set. More are refused when the policy is loaded.
 pub const RULES: usize = 65_536;
+
+/// Different connects whose repeats are counted in one window. Full: the others are reported one by one.
+pub const REPEATS: u32 = 16_384;
+
+/// Tables of what is not reported: a bit each. More are refused with the configuration.
+pub const IGNORES: usize = 64;
+
+/// Users, control groups and networks in them. More are refused with the configuration.
+pub const IGNORE_KEYS: u32 = 4096;
+
+/// Connects under way whose outcome is waited for. Full: the connect is reported at once, without it.
+pub const PENDING: u32 = 16_384;

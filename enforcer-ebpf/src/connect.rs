@@ -50,6 +50,7 @@ impl Source {
 /// LSM `socket_connect`.
 #[inline(always)]
 pub fn lsm_connect(socket: Socket, address: Pointer, len: i32) -> Verdict {
+    report::socket(&socket, address, len);
     match sockaddr(address, len, false) {
         Ok(Some(to)) => judge(&to, Layer::LsmConnect, true, || source(&socket)),
         Ok(None) => Verdict::Allow,
@@ -181,7 +182,7 @@ fn sockaddr(address: Pointer, len: i32, unspec_is_inet: bool) -> Result<Option<D
 }
 
 #[inline(always)]
-fn source(socket: &Socket) -> Result<Source, Unreadable> {
+pub fn source(socket: &Socket) -> Result<Source, Unreadable> {
     let sock = socket.sock()?;
     let octets = if sock.family()? == AF_INET6 {
         sock.local_v6()?

@@ -4,8 +4,9 @@ use core::{ffi::c_void, ptr};
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
 use enforcer_common::{
+    Verdict,
     answer::Lifetime,
-    kernel::{Offsets, Settings},
+    kernel::{ABSENT, Offsets, Settings},
 };
 
 #[unsafe(no_mangle)]
@@ -33,10 +34,48 @@ static OFFSETS: Offsets = Offsets {
     css_set_dfl_cgrp: 0,
     cgroup_kn: 0,
     kernfs_node_id: 0,
+    kernfs_node_parent: 0,
+    kernfs_node_name: 0,
+    task_mm: 0,
+    task_nsproxy: 0,
+    task_loginuid: 0,
+    mm_exe_file: 0,
+    mm_arg_start: 0,
+    mm_arg_end: 0,
+    file_dentry: 0,
+    file_mnt: 0,
+    file_inode: 0,
+    file_private_data: 0,
+    inode_ino: 0,
+    inode_sb: 0,
+    sb_dev: 0,
+    dentry_parent: 0,
+    dentry_name: 0,
+    dentry_hash: 0,
+    vfsmount_root: 0,
+    mount_mnt: 0,
+    mount_parent: 0,
+    mount_mountpoint: 0,
+    nsproxy_net: 0,
+    net_inum: 0,
 };
 
 #[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings { read_kernel: 0, report: 0, ttl_floor: 0, ttl_cap: 0 };
+static SETTINGS: Settings = Settings {
+    read_kernel: 0,
+    report: 0,
+    ttl_floor: 0,
+    ttl_cap: 0,
+    arguments: 0,
+    aggregate: 0,
+    outcome: 0,
+    events: 0,
+    ignored_verdicts: [0; 3],
+    any_user: 0,
+    any_cgroup: 0,
+    any_port: 0,
+    any_network: 0,
+};
 
 /// A read that failed. Where it matters what is done about it, the caller counts it by kind.
 pub struct Unreadable;
@@ -55,6 +94,49 @@ macro_rules! global {
 #[inline(always)]
 pub fn report_level() -> u32 {
     global!(SETTINGS.report)
+}
+
+#[inline(always)]
+pub fn arguments_wanted() -> bool {
+    global!(SETTINGS.arguments) != 0
+}
+
+#[inline(always)]
+pub fn repeats_counted() -> bool {
+    global!(SETTINGS.aggregate) != 0
+}
+
+/// Whether there is one of these events (`TCP_CONNECT`, ...).
+#[inline(always)]
+pub fn is_event(kind: u32) -> bool {
+    global!(SETTINGS.events) & kind != 0
+}
+
+#[inline(always)]
+pub fn outcome_wanted() -> bool {
+    global!(SETTINGS.outcome) != 0
+}
+
+/// The tables of what is not reported that hold for a verdict.
+#[inline(always)]
+pub fn ignored(verdict: Verdict) -> u64 {
+    let [allow, deny, audit] = global!(SETTINGS.ignored_verdicts);
+    match verdict {
+        Verdict::Allow => allow,
+        Verdict::Deny => deny,
+        Verdict::Audit => audit,
+    }
+}
+
+/// The tables that say nothing about ports, networks, users, control groups.
+#[inline(always)]
+pub fn ignore_any() -> (u64, u64, u64, u64) {
+    (
+        global!(SETTINGS.any_port),
+        global!(SETTINGS.any_network),
+        global!(SETTINGS.any_user),
+        global!(SETTINGS.any_cgroup),
+    )
 }
 
 #[inline(always)]
@@ -138,42 +220,204 @@ impl Message {
     }
 }
 
-/// Who is connecting. Read from the task itself: the helpers that tell the same are missing from cgroup
-/// programs before 6.10.
-pub struct Process {
+/// `struct task_struct`. Read from the task itself: the helpers that tell the same are missing from cgroup programs
+/// before 6.10.
+pub struct Task(pub Pointer);
+
+impl Task {
+    #[inline(always)]
+    pub fn current() -> Self {
+        // SAFETY: takes no argument, returns the current task's address.
+        Self(unsafe { bpf_get_current_task() } as Pointer)
+    }
+
+    #[inline(always)]
+    pub fn tid(&self) -> Result<u32, Unreadable> {
+        read(self.0, global!(OFFSETS.task_pid))
+    }
+
+    /// What every report needs.
+    #[inline(always)]
+    pub fn identity(&self) -> Result<Identity, Unreadable> {
+        let leader: Pointer = read(self.0, global!(OFFSETS.task_group_leader))?;
+        let parent: Pointer = read(self.0, global!(OFFSETS.task_real_parent))?;
+        let parent_leader: Pointer = read(parent, global!(OFFSETS.task_group_leader))?;
+        let cred: Pointer = read(self.0, global!(OFFSETS.task_cred))?;
+        Ok(Identity {
+            pid: read(self.0, global!(OFFSETS.task_tgid))?,
+            tid: read(self.0, global!(OFFSETS.task_pid))?,
+            ppid: read(parent, global!(OFFSETS.task_tgid))?,
+            uid: read(cred, global!(OFFSETS.cred_uid))?,
+            gid: read(cred, global!(OFFSETS.cred_gid))?,
+            process_start: read(leader, global!(OFFSETS.task_start_boottime))?,
+            thread_start: read(self.0, global!(OFFSETS.task_start_boottime))?,
+            parent_start: read(parent_leader, global!(OFFSETS.task_start_boottime))?,
+            comm: read(self.0, global!(OFFSETS.task_comm))?,
+        })
+    }
+
+    /// `None`: no login, or a kernel without audit.
+    #[inline(always)]
+    pub fn login_uid(&self) -> Option<u32> {
+        match global!(OFFSETS.task_loginuid) {
+            ABSENT => None,
+            offset => read(self.0, offset).ok(),
+        }
+    }
+
+    /// Inode number.
+    #[inline(always)]
+    pub fn net_namespace(&self) -> Result<u32, Unreadable> {
+        let nsproxy: Pointer = read(self.0, global!(OFFSETS.task_nsproxy))?;
+        let net: Pointer = read(nsproxy, global!(OFFSETS.nsproxy_net))?;
+        read(net, global!(OFFSETS.net_inum))
+    }
+
+    /// Of the control group (v2).
+    #[inline(always)]
+    pub fn cgroup(&self) -> Result<KernfsNode, Unreadable> {
+        let css: Pointer = read(self.0, global!(OFFSETS.task_cgroups))?;
+        let cgroup: Pointer = read(css, global!(OFFSETS.css_set_dfl_cgrp))?;
+        read(cgroup, global!(OFFSETS.cgroup_kn)).map(KernfsNode)
+    }
+
+    #[inline(always)]
+    pub fn executable(&self) -> Result<File, Unreadable> {
+        let mm: Pointer = read(self.0, global!(OFFSETS.task_mm))?;
+        read(mm, global!(OFFSETS.mm_exe_file)).map(File)
+    }
+
+    /// Where the command line begins and ends in user memory.
+    #[inline(always)]
+    pub fn arguments(&self) -> Result<(u64, u64), Unreadable> {
+        let mm: Pointer = read(self.0, global!(OFFSETS.task_mm))?;
+        Ok((read(mm, global!(OFFSETS.mm_arg_start))?, read(mm, global!(OFFSETS.mm_arg_end))?))
+    }
+}
+
+/// Who is connecting.
+pub struct Identity {
     pub pid: u32,
     pub tid: u32,
     pub ppid: u32,
     pub uid: u32,
     pub gid: u32,
-    pub start: u64,
-    pub cgroup: u64,
+    pub process_start: u64,
+    pub thread_start: u64,
+    pub parent_start: u64,
     pub comm: [u8; 16],
 }
 
-impl Process {
-    pub const UNKNOWN: Self =
-        Self { pid: 0, tid: 0, ppid: 0, uid: u32::MAX, gid: u32::MAX, start: 0, cgroup: 0, comm: [0; 16] };
+impl Identity {
+    pub const UNKNOWN: Self = Self {
+        pid: 0,
+        tid: 0,
+        ppid: 0,
+        uid: u32::MAX,
+        gid: u32::MAX,
+        process_start: 0,
+        thread_start: 0,
+        parent_start: 0,
+        comm: [0; 16],
+    };
+}
+
+/// `struct kernfs_node`: a directory of cgroupfs.
+#[derive(Clone, Copy)]
+pub struct KernfsNode(pub Pointer);
+
+impl KernfsNode {
+    #[inline(always)]
+    pub fn id(self) -> Result<u64, Unreadable> {
+        read(self.0, global!(OFFSETS.kernfs_node_id))
+    }
 
     #[inline(always)]
-    pub fn current() -> Result<Self, Unreadable> {
-        // SAFETY: takes no argument, returns the current task's address.
-        let task = unsafe { bpf_get_current_task() } as Pointer;
-        let leader: Pointer = read(task, global!(OFFSETS.task_group_leader))?;
-        let parent: Pointer = read(task, global!(OFFSETS.task_real_parent))?;
-        let cred: Pointer = read(task, global!(OFFSETS.task_cred))?;
-        let css: Pointer = read(task, global!(OFFSETS.task_cgroups))?;
-        let cgroup: Pointer = read(css, global!(OFFSETS.css_set_dfl_cgrp))?;
-        let node: Pointer = read(cgroup, global!(OFFSETS.cgroup_kn))?;
-        Ok(Self {
-            pid: read(task, global!(OFFSETS.task_tgid))?,
-            tid: read(task, global!(OFFSETS.task_pid))?,
-            ppid: read(parent, global!(OFFSETS.task_tgid))?,
-            uid: read(cred, global!(OFFSETS.cred_uid))?,
-            gid: read(cred, global!(OFFSETS.cred_gid))?,
-            start: read(leader, global!(OFFSETS.task_start_boottime))?,
-            cgroup: read(node, global!(OFFSETS.kernfs_node_id))?,
-            comm: read(task, global!(OFFSETS.task_comm))?,
-        })
+    pub fn name(self) -> Result<Pointer, Unreadable> {
+        read(self.0, global!(OFFSETS.kernfs_node_name))
+    }
+
+    /// `None`: the root.
+    #[inline(always)]
+    pub fn parent(self) -> Result<Option<Self>, Unreadable> {
+        let parent: Pointer = read(self.0, global!(OFFSETS.kernfs_node_parent))?;
+        Ok(if parent.is_null() { None } else { Some(Self(parent)) })
+    }
+}
+
+/// `struct file`
+#[derive(Clone, Copy)]
+pub struct File(pub Pointer);
+
+impl File {
+    /// Inode number and `dev_t`.
+    #[inline(always)]
+    pub fn identity(self) -> Result<(u64, u32), Unreadable> {
+        let inode: Pointer = read(self.0, global!(OFFSETS.file_inode))?;
+        let superblock: Pointer = read(inode, global!(OFFSETS.inode_sb))?;
+        Ok((read(inode, global!(OFFSETS.inode_ino))?, read(superblock, global!(OFFSETS.sb_dev))?))
+    }
+
+    /// Of a socket's file.
+    #[inline(always)]
+    pub fn socket(self) -> Result<Socket, Unreadable> {
+        read(self.0, global!(OFFSETS.file_private_data)).map(Socket)
+    }
+
+    #[inline(always)]
+    pub fn dentry(self) -> Result<Dentry, Unreadable> {
+        read(self.0, global!(OFFSETS.file_dentry)).map(Dentry)
+    }
+
+    #[inline(always)]
+    pub fn mount(self) -> Result<Mount, Unreadable> {
+        read(self.0, global!(OFFSETS.file_mnt)).map(Mount)
+    }
+}
+
+/// `struct dentry`
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Dentry(pub Pointer);
+
+impl Dentry {
+    /// Itself at the root of a file system.
+    #[inline(always)]
+    pub fn parent(self) -> Result<Self, Unreadable> {
+        read(self.0, global!(OFFSETS.dentry_parent)).map(Self)
+    }
+
+    #[inline(always)]
+    pub fn name(self) -> Result<Pointer, Unreadable> {
+        read(self.0, global!(OFFSETS.dentry_name))
+    }
+
+    /// Not found by its name any more.
+    #[inline(always)]
+    pub fn unhashed(self) -> Result<bool, Unreadable> {
+        read(self.0, global!(OFFSETS.dentry_hash)).map(|link: Pointer| link.is_null())
+    }
+}
+
+/// `struct vfsmount`, which lies inside a `struct mount`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Mount(pub Pointer);
+
+impl Mount {
+    #[inline(always)]
+    pub fn root(self) -> Result<Dentry, Unreadable> {
+        read(self.0, global!(OFFSETS.vfsmount_root)).map(Dentry)
+    }
+
+    /// Where it is mounted. `None`: nowhere, it is the root of its namespace or not in any.
+    #[inline(always)]
+    pub fn mounted_on(self) -> Result<Option<(Self, Dentry)>, Unreadable> {
+        let inside = global!(OFFSETS.mount_mnt) as usize;
+        let mount = self.0.wrapping_byte_sub(inside);
+        let parent: Pointer = read(mount, global!(OFFSETS.mount_parent))?;
+        if parent == mount {
+            return Ok(None);
+        }
+        let at = read(mount, global!(OFFSETS.mount_mountpoint)).map(Dentry)?;
+        Ok(Some((Self(parent.wrapping_byte_add(inside)), at)))
     }
 }

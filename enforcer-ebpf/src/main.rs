@@ -4,30 +4,38 @@
 //! |---|---|
 //! | LSM `socket_connect` | decide and report every connect |
 //! | LSM `socket_sendmsg` | the same for Fast Open and unconnected datagrams, which pass no connect |
+//! | exit of `__sys_connect_file` | report what became of a connect, where that is wanted |
 //! | cgroup `connect4/6`, `sendmsg4/6` | the same where the kernel has no BPF LSM |
 //! | cgroup_skb ingress | match DNS answers, enter their addresses, copy them to the ring; drops an answer only when a denied address finds no room |
 
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod answer;
+mod atomic;
 mod connect;
 mod copy;
+mod draft;
+mod facts;
+mod ignore;
 mod kernel;
 mod maps;
+mod outcome;
 mod packet;
+mod repeats;
 mod report;
 mod tables;
 
 use aya_ebpf::{
-    macros::{cgroup_skb, cgroup_sock_addr, lsm},
-    programs::{LsmContext, SkBuffContext, SockAddrContext},
+    macros::{cgroup_skb, cgroup_sock_addr, fexit, lsm},
+    programs::{FExitContext, LsmContext, SkBuffContext, SockAddrContext},
 };
 use enforcer_common::{
     Verdict,
     event::{AF_INET, AF_INET6, Layer},
 };
-use kernel::{Message, Pointer, Socket};
+use kernel::{File, Message, Pointer, Socket};
 
 /// int socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)
 #[lsm(hook = "socket_connect")]
@@ -38,6 +46,14 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
     }
     let address: *const core::ffi::c_void = ctx.arg(1);
     lsm(connect::lsm_connect(Socket(ctx.arg::<Pointer>(0)), address, ctx.arg(2)))
+}
+
+/// int __sys_connect_file(struct file *file, struct sockaddr_storage *address, int addrlen, int file_flags)
+#[fexit(function = "__sys_connect_file")]
+pub fn connect_exit(ctx: FExitContext) -> i32 {
+    let result: i32 = ctx.ret().unwrap_or(0);
+    outcome::returned(File(ctx.arg::<Pointer>(0)), result);
+    0
 }
 
 /// int socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)

@@ -9,12 +9,13 @@ use enforcer_common::{
     Entry,
     answer::Outcome,
     counter::{COUNTERS, Counter, OUTCOMES_AT},
+    event::{ConnectRecord, RepeatKey, Repeats},
     kernel::Control,
     limits,
     name::{BLOCK, Bucket, Domain, Header},
 };
 
-use crate::packet::Work;
+use crate::{atomic, draft::Draft, packet::Work};
 
 /// Canonical address → claims. Written by the daemon, read by every connect hook.
 /// Full: the daemon's insert fails, is counted and alarmed; nothing is evicted.
@@ -76,6 +77,44 @@ pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
 #[btf_map]
 pub static RING: RingBuf<[u8; 8], { limits::RING_BYTES as usize }> = RingBuf::new();
 
+/// Connects of this window → their repeats. Two slots, of which the first is used: the daemon puts an empty map in
+/// there and has the other to itself. Written by every program that reports. Full: connects are reported one by one.
+#[btf_map]
+pub static REPEATS: ArrayOfMaps<RepeatMap, 2> = ArrayOfMaps::new();
+pub type RepeatMap =
+    HashMap<RepeatKey, Repeats, { limits::REPEATS as usize }, { BPF_F_NO_PREALLOC as usize }>;
+
+/// Thread → its connect under way, to be reported when the call returns. Written by the connect hook, taken by
+/// `connect_exit`; by the daemon, what nobody took. Full: the connect is reported at once.
+#[btf_map]
+pub static PENDING: HashMap<
+    u32,
+    ConnectRecord,
+    { limits::PENDING as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+/// What is not reported, a bit a table, by each thing that tables speak of. Written by the daemon, read by every
+/// program that reports. Full: the configuration is refused.
+#[btf_map]
+pub static IGNORE_PORTS: Array<u64, 65_536> = Array::new();
+#[btf_map]
+pub static IGNORE_NETWORKS: LpmTrie<[u8; 16], u64, { limits::IGNORE_KEYS as usize }> = LpmTrie::new();
+#[btf_map]
+pub static IGNORE_USERS: HashMap<u32, u64, { limits::IGNORE_KEYS as usize }> = HashMap::new();
+#[btf_map]
+pub static IGNORE_CGROUPS: HashMap<u64, u64, { limits::IGNORE_KEYS as usize }> = HashMap::new();
+
+/// How many records were to be reported, lost ones included. Written by every program that reports.
+#[btf_map]
+pub static SEQUENCE: Array<u64, 1> = Array::new();
+
+/// Where reports are written before they go to the ring, which takes each at its own length. Used by every program
+/// that reports. All of a CPU's in use (it was taken from so many in the middle of one): a report has no tail.
+#[btf_map]
+pub static DRAFTS: PerCpuArray<Draft, { DRAFTS_PER_CPU }> = PerCpuArray::new();
+pub const DRAFTS_PER_CPU: usize = 4;
+
 /// Written by every program, read by the daemon.
 #[btf_map]
 pub static COUNTS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
@@ -93,8 +132,8 @@ pub fn count_outcome(outcome: Outcome) {
 #[inline(always)]
 fn increment(index: u32) {
     if let Some(slot) = COUNTS.get_ptr_mut(index) {
-        // SAFETY: the slot is this CPU's own. A program that interrupts this one between the read and the
-        // write (softirq) can lose an increment; never memory safety.
-        unsafe { *slot += 1 };
+        // SAFETY: an aligned element of the map. Atomic, because a program that interrupts or displaces this one
+        // counts in the same slot.
+        unsafe { atomic::fetch_add(slot, 1) };
     }
 }

@@ -100,6 +100,12 @@ pub struct Counters {
     /// Packets from port 53 that could not be copied for the daemon.
     pub uncopied_packets: u64,
     pub events: u64,
+    /// Connects that the configuration ignores.
+    pub ignored: u64,
+    /// Connects that were counted as repeats of an event.
+    pub repeated: u64,
+    /// Connects that were reported one by one, because there was no room to count their repeats.
+    pub unaggregated: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -56,7 +56,7 @@ impl Subject {
         let mount = std::env::temp_dir().join(format!("enforcer-packet-{}", std::process::id()));
         fs::create_dir_all(&mount).unwrap();
         rustix::mount::mount("bpf", &mount, "bpf", rustix::mount::MountFlags::empty(), None).unwrap();
-        let settings = Raw(Settings { read_kernel: 0, report: 0, ttl_floor: FLOOR, ttl_cap: CAP });
+        let settings = Raw(Settings { ttl_floor: FLOOR, ttl_cap: CAP, ..Settings::default() });
         double::prepare(&mount).unwrap();
         let pins = double::DOUBLE_MAPS.map(|map| (map, mount.join(map)));
         let mut loader = EbpfLoader::new();

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use enforcer::api::{Denied, Status};
 use enforcer::engine::record::{Connect, Event};
 use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
 
 use crate::wait;
 
@@ -95,7 +96,7 @@ impl Setup {
     pub fn events(&self) -> Result<Vec<Event>> {
         let text = fs::read_to_string(self.events_file()).unwrap_or_default();
         let whole = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
-        whole.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+        whole.lines().map(|line| event(line).with_context(|| line.to_owned())).collect()
     }
 
     /// Waits for a connect event that fits.
@@ -137,10 +138,18 @@ impl Setup {
     }
 }
 
+/// An event as the types (and so the schema) have it: nothing more, nothing less, nothing else.
+fn event(line: &str) -> Result<Event> {
+    let value: serde_json::Value = serde_json::from_str(line)?;
+    let event = Event::deserialize(&value)?;
+    ensure!(serde_json::to_value(&event)? == value, "not what the schema says");
+    Ok(event)
+}
+
 pub fn connect(event: &Event) -> Option<&Connect> {
     match event {
         Event::TcpConnect(connect) | Event::UdpConnect(connect) => Some(connect),
-        Event::Gap(_) => None,
+        Event::SocketConnect(_) | Event::FlowBegin(_) | Event::Gap(_) => None,
     }
 }
 

@@ -190,14 +190,19 @@ impl Cgroup {
             let events = fs::read_to_string(self.0.join("cgroup.events"))?;
             Ok(events.contains("populated 0").then_some(()))
         })?;
-        for entry in fs::read_dir(&self.0)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                fs::remove_dir(entry.path()).context("removing a cgroup of the test's own")?;
-            }
-        }
-        fs::remove_dir(&self.0).context("removing the test's cgroup")
+        remove(&self.0).context("removing the test's cgroup")
     }
+}
+
+/// With those inside: a test that was killed could not remove its own.
+fn remove(cgroup: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove(&entry.path())?;
+        }
+    }
+    fs::remove_dir(cgroup)
 }
 
 /// Programs and maps that outlive their daemon must not outlive the test. Some kernels put files of their own

@@ -51,6 +51,7 @@ fn line(reply: &Reply) -> Result<String, Failure> {
 fn style(event: &Event) -> Style {
     match event {
         Event::Gap(_) => BAD,
+        Event::SocketConnect(_) | Event::FlowBegin(_) => Style::new(),
         Event::TcpConnect(connect) | Event::UdpConnect(connect) => match connect.verdict {
             VerdictName::Allow => Style::new(),
             VerdictName::Deny => BAD,

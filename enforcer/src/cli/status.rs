@@ -122,7 +122,7 @@ fn late_line(f: &mut fmt::Formatter<'_>, late: &BTreeMap<String, u64>) -> fmt::R
     if reasons.is_empty() {
         return Ok(());
     }
-    reasons.sort_by(|a, b| b.0.cmp(&a.0));
+    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.0));
     let all: u64 = reasons.iter().map(|(count, _)| count).sum();
     let reasons: Vec<_> = reasons.iter().map(|(count, reason)| format!("{count} {reason}")).collect();
     writeln!(f, "          {WARN}{all} decided late{WARN:#}: {}", reasons.join(", "))

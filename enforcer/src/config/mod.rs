@@ -1,11 +1,14 @@
 //! `enforcer.toml`: text in, settings that cannot be wrong out. Pure; every error at once.
 
+mod ignore;
 mod read;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use enforcer_common::Verdict;
 use ipnetwork::IpNetwork;
 use syslog::Facility;
 
@@ -19,6 +22,15 @@ pub const DEFAULT_PATH: &str = "/etc/enforcer/enforcer.toml";
 pub struct Config {
     pub policies: PathBuf,
     pub events: EventVolume,
+    pub kinds: EventKinds,
+    /// Events carry the command line.
+    pub arguments: bool,
+    /// Connects that are not refused are reported when the call returns.
+    pub outcome: bool,
+    /// Repeats within so long are one event. `None`: each is an event.
+    pub aggregate: Option<Duration>,
+    /// What is not reported, at most `limits::IGNORES` of them.
+    pub ignore: Vec<Ignore>,
     pub layer: LayerChoice,
     pub require_lsm: bool,
     pub ttl_floor: Duration,
@@ -40,6 +52,33 @@ pub enum EventVolume {
     /// Deny and audit verdicts, and gaps.
     Denied,
     None,
+}
+
+/// Connects that are not reported: those to which everything here applies. What is empty applies to all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ignore {
+    /// Never empty.
+    pub verdicts: Vec<Verdict>,
+    pub uids: Vec<u32>,
+    /// Below the cgroup2 mount; those inside count, too.
+    pub cgroups: Vec<PathBuf>,
+    pub ports: Vec<RangeInclusive<u16>>,
+    pub networks: Vec<IpNetwork>,
+}
+
+/// Which events there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventKinds {
+    pub tcp_connect: bool,
+    pub udp_connect: bool,
+    /// The raw hook.
+    pub socket_connect: bool,
+}
+
+impl Default for EventKinds {
+    fn default() -> Self {
+        Self { tcp_connect: true, udp_connect: true, socket_connect: false }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +113,11 @@ impl Default for Config {
         Self {
             policies: "/etc/enforcer/policies.d".into(),
             events: EventVolume::All,
+            kinds: EventKinds::default(),
+            arguments: false,
+            outcome: false,
+            aggregate: None,
+            ignore: Vec::new(),
             layer: LayerChoice::Auto,
             require_lsm: false,
             ttl_floor: Duration::from_secs(60 * 60),

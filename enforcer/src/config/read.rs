@@ -10,7 +10,7 @@ use syslog::Facility;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, ConfigError, EventVolume, LayerChoice, OnStop, SinkConfig, Target};
+use super::{Config, ConfigError, EventKinds, EventVolume, LayerChoice, OnStop, SinkConfig, Target};
 
 /// The settings in `text`; `file` is its name for messages.
 pub fn parse(file: &str, text: &str) -> Result<Config, Vec<ConfigError>> {
@@ -31,12 +31,16 @@ pub fn parse(file: &str, text: &str) -> Result<Config, Vec<ConfigError>> {
     }
 }
 
-type Value<'a> = Spanned<DeValue<'a>>;
+pub(super) type Value<'a> = Spanned<DeValue<'a>>;
 type Table<'a> = DeTable<'a>;
 
 const KEYS: &[&str] = &[
     "policies",
     "events",
+    "arguments",
+    "outcome",
+    "aggregate",
+    "ignore",
     "layer",
     "require_lsm",
     "ttl_floor",
@@ -52,7 +56,7 @@ const KEYS: &[&str] = &[
 const SINK_TYPES: &[&str] = &["json", "text", "syslog", "journald"];
 
 /// Collects errors; each method returns `None` after it has reported one.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     file: &'a str,
     text: &'a str,
     errors: Vec<ConfigError>,
@@ -65,7 +69,11 @@ impl Reader<'_> {
             let name = key.get_ref().as_ref();
             match name {
                 "policies" => put(&mut config.policies, self.path(name, value)),
-                "events" => put(&mut config.events, self.choice(name, value, EVENTS)),
+                "events" => self.events(value, &mut config),
+                "outcome" => put(&mut config.outcome, self.boolean(name, value)),
+                "aggregate" => config.aggregate = self.window(value),
+                "ignore" => config.ignore = self.ignores(value),
+                "arguments" => put(&mut config.arguments, self.boolean(name, value)),
                 "layer" => put(&mut config.layer, self.choice(name, value, LAYERS)),
                 "require_lsm" => put(&mut config.require_lsm, self.boolean(name, value)),
                 "ttl_floor" => put(&mut config.ttl_floor, self.duration(name, value)),
@@ -181,7 +189,7 @@ impl Reader<'_> {
         items.iter().filter_map(|item| self.network(key, item)).collect()
     }
 
-    fn network(&mut self, key: &str, value: &Value<'_>) -> Option<IpNetwork> {
+    pub(super) fn network(&mut self, key: &str, value: &Value<'_>) -> Option<IpNetwork> {
         let text = self.string(key, value)?;
         let wrong = match text.parse::<IpNetwork>() {
             Err(_) => Some("write an address, or a network such as 192.0.2.0/24 or 2001:db8::/32".to_owned()),
@@ -194,7 +202,7 @@ impl Reader<'_> {
         text.parse().ok()
     }
 
-    fn path(&mut self, key: &str, value: &Value<'_>) -> Option<PathBuf> {
+    pub(super) fn path(&mut self, key: &str, value: &Value<'_>) -> Option<PathBuf> {
         let text = self.string(key, value)?;
         if !text.starts_with('/') || text.contains('\0') {
             let message = format!("{key} is {text:?}, which is not an absolute path");
@@ -221,6 +229,38 @@ impl Reader<'_> {
         }
     }
 
+    /// How much is reported of the usual events, or a list of which there are.
+    fn events(&mut self, value: &Value<'_>, config: &mut Config) {
+        let Some(list) = value.get_ref().as_array() else {
+            put(&mut config.events, self.choice("events", value, EVENTS));
+            return;
+        };
+        let mut kinds = EventKinds { tcp_connect: false, udp_connect: false, socket_connect: false };
+        for item in list {
+            match self.choice("events", item, KINDS) {
+                Some(Kind::Tcp) => kinds.tcp_connect = true,
+                Some(Kind::Udp) => kinds.udp_connect = true,
+                Some(Kind::Raw) => kinds.socket_connect = true,
+                None => {}
+            }
+        }
+        config.kinds = kinds;
+    }
+
+    /// `"off"`, or how long.
+    fn window(&mut self, value: &Value<'_>) -> Option<Duration> {
+        const SHORTEST: Duration = Duration::from_secs(1);
+        if value.get_ref().as_str() == Some("off") {
+            return None;
+        }
+        let window = self.duration("aggregate", value)?;
+        if window < SHORTEST {
+            let hint = "write \"off\", or at least \"1s\"";
+            self.error(value.span(), "aggregate is shorter than a second", Some(hint.into()));
+        }
+        Some(window)
+    }
+
     fn boolean(&mut self, key: &str, value: &Value<'_>) -> Option<bool> {
         let boolean = value.get_ref().as_bool();
         if boolean.is_none() {
@@ -229,7 +269,12 @@ impl Reader<'_> {
         boolean
     }
 
-    fn choice<T: Copy>(&mut self, key: &str, value: &Value<'_>, choices: &[(&str, T)]) -> Option<T> {
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        key: &str,
+        value: &Value<'_>,
+        choices: &[(&str, T)],
+    ) -> Option<T> {
         let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
         let hint = format!("write {}", one_of(&names));
         let text = self.string_or(key, value, &hint)?;
@@ -259,7 +304,7 @@ impl Reader<'_> {
         }
     }
 
-    fn unknown_key(&mut self, key: &Spanned<Cow<'_, str>>, known: &[&str], place: &str) {
+    pub(super) fn unknown_key(&mut self, key: &Spanned<Cow<'_, str>>, known: &[&str], place: &str) {
         let name = key.get_ref();
         let near = known.iter().find(|known| strsim::damerau_levenshtein(known, name) <= 2);
         let hint = match near {
@@ -269,12 +314,12 @@ impl Reader<'_> {
         self.error(key.span(), &format!("{place} has no key {name:?}"), Some(hint));
     }
 
-    fn wrong_type(&mut self, key: &str, value: &Value<'_>, wanted: &str) {
+    pub(super) fn wrong_type(&mut self, key: &str, value: &Value<'_>, wanted: &str) {
         let message = format!("{key} is of type {}", value.get_ref().type_str());
         self.error(value.span(), &message, Some(format!("write {wanted}")));
     }
 
-    fn error(&mut self, span: Range<usize>, message: &str, hint: Option<String>) {
+    pub(super) fn error(&mut self, span: Range<usize>, message: &str, hint: Option<String>) {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         self.errors.push(ConfigError {
@@ -289,6 +334,15 @@ impl Reader<'_> {
 
 const EVENTS: &[(&str, EventVolume)] =
     &[("all", EventVolume::All), ("denied", EventVolume::Denied), ("none", EventVolume::None)];
+#[derive(Clone, Copy)]
+enum Kind {
+    Tcp,
+    Udp,
+    Raw,
+}
+
+const KINDS: &[(&str, Kind)] =
+    &[("net_tcp_connect", Kind::Tcp), ("net_udp_connect", Kind::Udp), ("security_socket_connect", Kind::Raw)];
 const LAYERS: &[(&str, LayerChoice)] =
     &[("auto", LayerChoice::Auto), ("lsm", LayerChoice::Lsm), ("cgroup", LayerChoice::Cgroup)];
 const ON_STOP: &[(&str, OnStop)] = &[("release", OnStop::Release), ("keep", OnStop::Keep)];
@@ -346,7 +400,7 @@ mod tests {
         let shown: Vec<_> = SHIPPED.lines().filter_map(|line| line.strip_prefix('#')).collect();
         let shown: Vec<_> = shown.into_iter().filter(|line| line.starts_with(char::is_alphabetic)).collect();
         same(&parse("", &shown.join("\n")).unwrap(), &Config::default());
-        for key in KEYS.iter().filter(|key| !["cgroup", "sink"].contains(key)) {
+        for key in KEYS.iter().filter(|key| !["cgroup", "ignore", "sink"].contains(key)) {
             assert!(shown.iter().any(|line| line.starts_with(&format!("{key} = "))), "{key} is undocumented");
         }
     }
@@ -362,6 +416,25 @@ mod tests {
             let text = if text.starts_with('[') { format!("never_deny = {text}") } else { text.to_owned() };
             parse("", &text).unwrap();
         }
+    }
+
+    #[test]
+    fn events_are_a_volume_or_a_list() {
+        let kinds = |text: &str| parse("", text).unwrap().kinds;
+        assert_eq!(kinds("events = \"denied\""), EventKinds::default());
+        let raw = EventKinds { tcp_connect: false, udp_connect: false, socket_connect: true };
+        assert_eq!(kinds("events = [\"security_socket_connect\"]"), raw);
+        let tcp = EventKinds { tcp_connect: true, ..raw };
+        assert_eq!(kinds("events = [\"security_socket_connect\", \"net_tcp_connect\"]"), tcp);
+        assert!(errors("events = [\"connect\"]").contains("events cannot be \"connect\""));
+    }
+
+    #[test]
+    fn repeats_have_a_window_or_none() {
+        assert_eq!(parse("", "aggregate = \"off\"").unwrap().aggregate, None);
+        assert_eq!(parse("", "aggregate = \"10s\"").unwrap().aggregate, Some(Duration::from_secs(10)));
+        assert!(errors("aggregate = \"10ms\"").contains("shorter than a second"));
+        assert!(errors("aggregate = true").contains("aggregate is of type boolean"));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Joins the engine to the world: one loop takes an input, asks the engine, carries out the effects.
 
 mod installer;
-mod memory;
 mod policies;
+mod remember;
+mod repeats;
 mod report;
 mod start;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use enforcer_common::counter::Counter;
+use enforcer_common::event::{KIND_SOCKET, Repeats};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,6 +21,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, OnStop};
+use crate::engine::process::Tail;
 use crate::engine::record::Event;
 use crate::engine::state::State;
 use crate::sys::bpf::Ring;
@@ -28,11 +31,12 @@ use crate::sys::process::Processes;
 use crate::sys::ring::Record;
 use crate::sys::sink::Sinks;
 use crate::sys::systemd::{self, Stop};
-use crate::sys::{clock, host, policy_dir};
+use crate::sys::{clock, host, memory, policy_dir};
 
 use installer::Installer;
-use memory::Memory;
 use policies::Policies;
+use remember::Memory;
+use repeats::Firsts;
 use start::Started;
 
 /// How long records are handled before the loop looks at its other inputs, and after how many it looks at the
@@ -53,6 +57,8 @@ const ROTATION_TICKS: u64 = 1200;
 const MEMORY_TICKS: u64 = 10;
 /// Slices of the ring that may hold up the loop while a rotation is settled; the rest waits for the next turn.
 const SETTLE: usize = 20;
+/// A connect that takes longer than this has returned, and it was missed: TCP gives up after two minutes.
+const OVERDUE: u64 = 600_000_000_000;
 /// Events that a follower of the control socket may lag behind.
 const FOLLOW: usize = 8192;
 
@@ -100,7 +106,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         installer: Installer::new(kernel)?,
         policies: Policies::new(config.policies.clone(), lists),
         memory: Memory::new(config.state.clone()),
-        processes: Processes::new(cgroup),
+        processes: Processes::new(cgroup, config.arguments),
         sinks,
         followers,
         enforcement,
@@ -108,6 +114,8 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         canary_at: clock::boot_ns(),
         losses: Losses::default(),
         settled: Losses::default(),
+        firsts: Firsts::default(),
+        summed_up: clock::boot_ns(),
         ticks: 0,
         events: 0,
         retired: false,
@@ -121,6 +129,8 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     let why = why_stopped().await;
     if daemon.releases(why) {
         daemon.drain_rest(ring.get_mut());
+        daemon.tell_overdue(u64::MAX);
+        daemon.sum_up(ring.get_mut());
     }
     daemon.memory.keep_now(&daemon.state, daemon.installer.changes).await;
     daemon.end(why)
@@ -166,6 +176,9 @@ struct Daemon {
     losses: Losses,
     /// Losses when what the packet path had entered was taken over last.
     settled: Losses,
+    firsts: Firsts,
+    /// When the last window of repeats ended.
+    summed_up: u64,
     ticks: u64,
     events: u64,
     /// What the packet path entered before the last rotation is still to be discarded.
@@ -185,6 +198,8 @@ impl Daemon {
         self.memory.restore(&mut self.state);
         self.reload("start");
         self.installer.kernel().supersede();
+        // Of a daemon before this one, or while none ran.
+        self.tell_counted();
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         self.tell_systemd();
     }
@@ -219,6 +234,7 @@ impl Daemon {
                     if self.ticks.is_multiple_of(MEMORY_TICKS) {
                         self.memory.keep(&self.state, self.installer.changes).await;
                     }
+                    self.end_window(ring.get_mut(), clock::boot_ns());
                 }
                 ready = ring.readable_mut() => {
                     let mut ready = ready.map_err(|source| DaemonError::Io { what: "cannot wait for the ring", source })?;
@@ -269,9 +285,14 @@ impl Daemon {
                 let steps = self.state.answer(&header, payload);
                 self.installer.apply(steps, &mut self.state);
             }
-            Some(Record::Connect(record)) => {
-                let facts = self.processes.facts(record.pid, record.process_start, record.cgroup);
-                let event = self.state.connect(&record, facts, clock::wall_time(record.time));
+            Some(Record::Connect(record, tail)) => {
+                let facts = self.processes.facts(&record, &tail);
+                let time = clock::wall_time(record.time);
+                let event = Arc::new(match record.kind {
+                    KIND_SOCKET => self.state.socket_connect(&record, tail.address(), facts, time),
+                    _ => self.state.connect(&record, facts, time),
+                });
+                self.firsts.remember(&record, &event);
                 self.emit(event);
             }
             None => {
@@ -280,9 +301,8 @@ impl Daemon {
         }
     }
 
-    fn emit(&mut self, event: Event) {
+    fn emit(&mut self, event: Arc<Event>) {
         self.events += 1;
-        let event = Arc::new(event);
         self.sinks.send(Arc::clone(&event));
         // Nobody follows: that is no loss.
         let _ = self.followers.send(event);
@@ -295,7 +315,8 @@ impl Daemon {
             let lost_events = now.events.saturating_sub(self.losses.events);
             let lost_answers = now.answers.saturating_sub(self.losses.answers);
             self.losses = now;
-            self.emit(self.state.gap(clock::wall_time(clock::boot_ns()), lost_events, lost_answers));
+            let gap = self.state.gap(clock::wall_time(clock::boot_ns()), lost_events, lost_answers);
+            self.emit(Arc::new(gap));
         }
     }
 
@@ -318,6 +339,57 @@ impl Daemon {
         }
     }
 
+    /// Ends a window of repeats when its time has come.
+    fn end_window(&mut self, ring: &mut Ring, now: u64) {
+        let Some(window) = self.config.aggregate else { return };
+        if now.saturating_sub(self.summed_up) >= u64::try_from(window.as_nanos()).unwrap_or(u64::MAX) {
+            self.summed_up = now;
+            self.sum_up(ring);
+        }
+    }
+
+    /// Tells the repeats since the last time.
+    fn sum_up(&mut self, ring: &mut Ring) {
+        if let Err(error) = self.installer.kernel().windows.rotate() {
+            error!(%error, "repeats are counted on, but cannot be told now");
+            return;
+        }
+        self.firsts.rotate();
+        // So that what was reported before a repeat stands before it in the stream, and its facts are known.
+        let _ = (0..SETTLE).any(|_| self.drain(ring));
+        self.tell_counted();
+    }
+
+    fn tell_counted(&mut self) {
+        match self.installer.kernel().windows.collect() {
+            Ok(repeats) => repeats.iter().for_each(|repeats| self.tell_repeats(repeats)),
+            Err(error) => error!(%error, "repeats are counted, but cannot be read"),
+        }
+    }
+
+    fn tell_repeats(&mut self, repeats: &Repeats) {
+        let (state, processes) = (&self.state, &mut self.processes);
+        let event = self.firsts.sum_up(repeats, |record| {
+            let facts = processes.facts(record, &Tail::default());
+            state.connect(record, facts, clock::wall_time(record.time))
+        });
+        self.emit(Arc::new(event));
+    }
+
+    /// Tells connects from before `then` whose return was not seen.
+    fn tell_overdue(&mut self, then: u64) {
+        match self.installer.kernel().overdue(then) {
+            Ok(records) => {
+                for record in records {
+                    let facts = self.processes.facts(&record, &Tail::default());
+                    let event = self.state.connect(&record, facts, clock::wall_time(record.time));
+                    self.emit(Arc::new(event));
+                }
+            }
+            Err(error) => error!(%error, "connects under way cannot be read"),
+        }
+    }
+
     fn reload(&mut self, why: &str) {
         let begin = clock::boot_ns();
         let Some(compiled) = self.policies.load(why) else { return };
@@ -329,12 +401,17 @@ impl Daemon {
         self.installer.apply(steps, &mut self.state);
         self.installer.remove_networks(old);
         self.policies.took(clock::boot_ns() - begin);
+        memory::give_back();
     }
 
     fn tick(&mut self) {
         self.ticks += 1;
         let now = clock::boot_ns();
         if self.ticks.is_multiple_of(HOST_TICKS) {
+            self.processes.accounts.refresh();
+            if let Err(error) = self.installer.kernel().ignored_cgroups.refresh() {
+                warn!(%error, "cgroups of [[ignore]] may be reported nevertheless");
+            }
             match host::protected() {
                 Ok(host) => {
                     if self.state.never_deny().host != host {
@@ -356,6 +433,7 @@ impl Daemon {
             self.retired |= self.installer.rotate();
         }
         if self.ticks.is_multiple_of(CANARY_TICKS) {
+            self.tell_overdue(now.saturating_sub(OVERDUE));
             self.release_canary(now);
         }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);

@@ -91,6 +91,9 @@ fn counters(daemon: &Daemon) -> Counters {
         incomplete_events: count(Counter::FaultSocket) + count(Counter::FaultTask),
         uncopied_packets: count(Counter::FaultPacket),
         events: daemon.events,
+        ignored: count(Counter::Ignored),
+        repeated: count(Counter::Repeated),
+        unaggregated: count(Counter::Unaggregated),
     }
 }
 

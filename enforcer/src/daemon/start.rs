@@ -3,15 +3,17 @@
 use std::path::PathBuf;
 
 use enforcer_common::answer::Lifetime;
-use enforcer_common::kernel::{REPORT_ALL, REPORT_DENIED, REPORT_NONE};
+use enforcer_common::kernel::{
+    REPORT_ALL, REPORT_DENIED, REPORT_NONE, SOCKET_CONNECT, TCP_CONNECT, UDP_CONNECT,
+};
 use tracing::{error, info, warn};
 
 use super::DaemonError;
-use crate::config::{Config, EventVolume, LayerChoice};
+use crate::config::{Config, EventKinds, EventVolume, LayerChoice};
 use crate::engine::compile::Network;
 use crate::engine::dns::table::TableConfig;
 use crate::engine::state::{NeverDeny, State};
-use crate::sys::bpf::{Hooks, Kernel, Options, Ring};
+use crate::sys::bpf::{BpfError, EXIT_PROGRAM, Hooks, Kernel, Options, Ring};
 use crate::sys::canary::{self, Canary};
 use crate::sys::preflight::Preflight;
 use crate::sys::{clock, host};
@@ -62,7 +64,17 @@ pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
     for problem in &problems {
         warn!("{problem}");
     }
-    let problems = problems.iter().map(ToString::to_string).collect();
+    let mut problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    if config.outcome && !kernel.tells_outcome {
+        let text = "outcome = true, but this kernel does not let us see connects return (no LSM or tracing programs): \
+                    events lack errno, source and latency";
+        problems.push(text.to_owned());
+    }
+    if config.kinds.socket_connect && hooks == Hooks::Cgroup {
+        let text =
+            "events lists security_socket_connect, which needs the LSM hooks: there are no such events";
+        problems.push(text.to_owned());
+    }
     let enforcement = Enforcement { kernel: preflight.kernel, hooks, reason, canary, problems };
     announce(&enforcement);
     Ok(Started { kernel, ring, enforcement, cgroup: mount })
@@ -85,6 +97,13 @@ fn seconds(duration: std::time::Duration) -> u32 {
     u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
 }
 
+fn events(kinds: EventKinds) -> u32 {
+    let bit = |there_is: bool, bit: u32| if there_is { bit } else { 0 };
+    bit(kinds.tcp_connect, TCP_CONNECT)
+        | bit(kinds.udp_connect, UDP_CONNECT)
+        | bit(kinds.socket_connect, SOCKET_CONNECT)
+}
+
 type Attempt = (Kernel, Ring, Canary, Hooks);
 
 fn attach(
@@ -102,10 +121,22 @@ fn attach(
             EventVolume::Denied => REPORT_DENIED,
             EventVolume::None => REPORT_NONE,
         },
+        arguments: config.arguments,
+        events: events(config.kinds),
+        outcome: config.outcome && hooks == Hooks::Lsm,
+        aggregate: config.aggregate.is_some(),
+        ignore: &config.ignore,
+        cgroup_root: mount,
         read_kernel: !confidential(preflight),
         lifetime: Lifetime { floor: seconds(config.ttl_floor), cap: seconds(config.ttl_cap) },
     };
-    let (mut kernel, ring) = Kernel::start(&options)?;
+    let (mut kernel, ring) = match Kernel::start(&options) {
+        Err(BpfError::Program { program: EXIT_PROGRAM, source }) => {
+            warn!("connects are reported at once, without their outcome: {source}");
+            Kernel::start(&Options { outcome: false, ..options })?
+        }
+        other => other?,
+    };
     let canary = canary::release_and_watch(&mut kernel, clock::boot_ns());
     Ok((kernel, ring, canary, hooks))
 }

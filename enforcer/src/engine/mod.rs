@@ -6,6 +6,8 @@ pub mod dns;
 pub mod name;
 pub mod plan;
 pub mod policy;
+pub mod process;
 pub mod record;
+pub mod sockaddr;
 pub mod state;
 pub mod tables;

@@ -362,7 +362,7 @@ mod tests {
         }
 
         fn answer(&mut self, chain: &[&str], addresses: &[(u8, u32)]) -> Vec<Step> {
-            let changed = self.table.observe(&answer(chain, addresses), self.now);
+            let changed = self.table.observe(&answer(chain, addresses), None, self.now);
             self.run(|planner, view| planner.readdress(changed, view))
         }
 

@@ -1,57 +1,259 @@
 //! What the outside sees: one event, as written to every sink.
+//!
+//! The types are the format: `docs/event.schema.json` is generated from them. Keys are camelCase. A key that can be
+//! unknown is `null` where it always was part of the event, and absent where it was added later; the schema says which.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A connect report: `net_tcp_connect` for stream sockets, `net_udp_connect` for datagrams; or a gap.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One line of the event stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
+    /// A connect of a stream socket, or a Fast Open.
     #[serde(rename = "net_tcp_connect")]
     TcpConnect(Connect),
+    /// A connect of a datagram socket, or a datagram with an address of its own.
     #[serde(rename = "net_udp_connect")]
     UdpConnect(Connect),
+    /// The raw hook, every address family. Only with `"security_socket_connect"` in `events`.
+    #[serde(rename = "security_socket_connect")]
+    SocketConnect(SocketConnect),
+    /// A TCP flow began, whoever started it and in whichever direction. Only with `"net_flow_tcp_begin"` in `events`.
+    #[serde(rename = "net_flow_tcp_begin")]
+    FlowBegin(FlowBegin),
     /// Records were lost between the event before and the event after this one.
     Gap(Gap),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Who did it, as far as it could be read at the time of the call.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Process {
+    /// Process (thread group) in the host's numbering.
+    pub pid: u32,
+    /// Thread.
+    pub tid: u32,
+    /// Parent process at that time.
+    pub ppid: u32,
+    /// Nanoseconds since boot (CLOCK_BOOTTIME) at which the process started: with the pid it names one process for
+    /// as long as the machine runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process_start: Option<u64>,
+    /// The same of the thread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread_start: Option<u64>,
+    /// The same of the parent process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_start: Option<u64>,
+    /// Name of the thread, at most 15 bytes. Attacker-chosen; bytes that are not printable ASCII are escaped as `\xNN`.
+    pub comm: String,
+    /// Path of the executable from the root of its mount namespace, with ` (deleted)` behind it when it is no more,
+    /// escaped like `comm`. `null`: not known.
+    pub executable: Option<String>,
+    /// Command line, one element an argument, escaped like `comm`. Only when asked for: arguments hold secrets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<Vec<String>>,
+    /// Real user id.
+    pub uid: u32,
+    /// Real group id.
+    pub gid: u32,
+    /// Name of `uid` in the host's user database.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Name of `gid` in the host's group database.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Who logged in (`/proc/PID/loginuid`): stays through `su` and `sudo`. Absent for what no login started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub login_uid: Option<u32>,
+    /// Path of the control group (v2) below the mount, escaped like `comm`. `null`: not known.
+    pub cgroup: Option<String>,
+    /// Innermost systemd unit (`.service` or `.scope`) of the control group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// Container id (64 hexadecimal digits) that the control group's path names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_id: Option<String>,
+    /// Network namespace: the inode number in `/proc/PID/ns/net`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub net_namespace: Option<u32>,
+}
+
+/// A connect report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Connect {
     /// RFC 3339, UTC, nanoseconds.
     pub time: String,
+    /// Number of the record, given by the kernel: one that is missing was lost (see `gap`) or dropped by a sink.
+    /// Counts on while the kernel side stays loaded. Processors may swap neighbours.
+    #[serde(default)]
+    pub sequence: u64,
+    /// As the application wrote it, except that an IPv4-mapped address stands as IPv4.
     #[serde(rename = "dstIP")]
     pub dst_ip: IpAddr,
     pub dst_port: u16,
     /// Every DNS name that led to the address: the asked one first, then its CNAME targets.
     pub results: Vec<String>,
+    /// Where the names in `results` come from, in the same order.
+    #[serde(default)]
+    pub names: Vec<NameOrigin>,
+    /// No DNS answer that was seen led to the address.
+    #[serde(default)]
+    pub no_dns: bool,
+    /// `null` while the socket is unbound.
     #[serde(rename = "srcIP")]
     pub src_ip: Option<IpAddr>,
     /// 0 while the socket is unbound.
     pub src_port: u16,
+    /// Of the address: `inet` or `inet6`.
+    #[serde(default)]
+    pub family: Cow<'static, str>,
+    /// `stream`, `dgram`, `raw`, `seqpacket`, ... or the number. Absent: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_type: Option<Cow<'static, str>>,
     /// `tcp`, `udp`, `mptcp`, `sctp`, ... or the number.
-    pub protocol: String,
-    pub pid: u32,
-    pub tid: u32,
-    pub ppid: u32,
-    pub uid: u32,
-    pub gid: u32,
-    /// Attacker-chosen; bytes that are not printable ASCII are escaped as `\xNN`.
-    pub comm: String,
-    /// Absent when the process was gone before it could be read.
-    pub executable: Option<String>,
-    pub cgroup: Option<String>,
-    /// `lsm_connect`, `lsm_sendmsg`, `cgroup_connect`, `cgroup_sendmsg`.
+    pub protocol: Cow<'static, str>,
+    #[serde(flatten)]
+    pub process: Process,
+    /// Which hook saw it.
     pub layer: LayerName,
     pub verdict: VerdictName,
-    /// The rule that decided, absent for the default.
+    /// The rule that decided, `null` for the default.
     pub rule: Option<String>,
+    /// What the call returned (of connects that are not refused only when asked for): 0, or the error's number (115 EINPROGRESS for a non-blocking connect under way).
+    /// Absent: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errno: Option<u16>,
+    /// Nanoseconds from the call to the established TCP connection, if the call waited for it. Only when asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_ns: Option<u64>,
+    /// How many connects this event stands for: the sum over all events is the number of connects.
+    #[serde(default = "one")]
+    pub count: u64,
+    /// On a summary of repeats (same executable, cgroup, user, destination, port, verdict): when they happened. The
+    /// first connect of the kind was an event of its own, with the same `sequence`; the other fields are that one's,
+    /// `time` is that of the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+fn one() -> u64 {
+    1
+}
+
+/// Why a name is thought to have led to an address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NameOrigin {
+    pub name: String,
+    pub kind: NameKind,
+    /// Who sent the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<IpAddr>,
+    /// Milliseconds since the last answer that named it.
+    pub age_ms: u64,
+    /// Seconds that the answer's TTL has left; negative: it ran out so long ago.
+    pub ttl_left: i64,
+    /// Who asked last. Absent: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_by: Option<Asker>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NameKind {
+    /// The name in the question.
+    Asked,
+    /// A target of a CNAME on the way.
+    Cname,
+}
+
+/// Who asked, seen from who connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Asker {
+    /// The same process.
+    Process,
+    /// Another process of the same control group.
+    Cgroup,
+    /// Another process of the host.
+    Host,
+}
+
+/// When the repeats of a summary happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Window {
+    /// RFC 3339, like `time`.
+    pub first: String,
+    pub last: String,
+}
+
+/// `security_socket_connect`: a connect of any address family, as the hook sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SocketConnect {
+    /// RFC 3339, UTC, nanoseconds.
+    pub time: String,
+    pub sequence: u64,
+    /// Of the address: `unix`, `inet`, `inet6`, `netlink`, `vsock`, ... or the number.
+    pub family: Cow<'static, str>,
+    /// `stream`, `dgram`, `raw`, `seqpacket`, ... or the number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_type: Option<Cow<'static, str>>,
+    /// Name or number of the protocol; meaningful within `family`.
+    pub protocol: Cow<'static, str>,
+    /// An IP address; a path or `@name` for AF_UNIX, escaped like `comm`; else the address's bytes after the family,
+    /// in hexadecimal, at most 32 of them.
+    pub address: String,
+    /// For `inet` and `inet6`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    #[serde(flatten)]
+    pub process: Process,
+}
+
+/// `net_flow_tcp_begin`: the first packet of a TCP flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowBegin {
+    /// RFC 3339, UTC, nanoseconds.
+    pub time: String,
+    pub sequence: u64,
+    pub direction: Direction,
+    /// The end that began.
+    #[serde(rename = "srcIP")]
+    pub src_ip: IpAddr,
+    pub src_port: u16,
+    #[serde(rename = "dstIP")]
+    pub dst_ip: IpAddr,
+    pub dst_port: u16,
+    /// DNS names that led to `srcIP`.
+    pub src_names: Vec<String>,
+    /// DNS names that led to `dstIP`.
+    pub dst_names: Vec<String>,
+    /// The owner of the local socket. Absent: not known.
+    #[serde(flatten)]
+    pub process: Option<Process>,
+}
+
+/// Seen from this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    In,
+    Out,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Gap {
+    /// RFC 3339, UTC, nanoseconds.
     pub time: String,
     /// Connect reports lost because the ring was full.
     pub lost_events: u64,
@@ -59,7 +261,7 @@ pub struct Gap {
     pub lost_answers: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerName {
     LsmConnect,
@@ -68,12 +270,20 @@ pub enum LayerName {
     CgroupSendmsg,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VerdictName {
     Allow,
     Deny,
     Audit,
+}
+
+/// The JSON Schema (draft 2020-12) of one event.
+pub fn schema() -> schemars::Schema {
+    schemars::generate::SchemaSettings::draft2020_12()
+        .for_serialize()
+        .into_generator()
+        .into_root_schema_for::<Event>()
 }
 
 /// Bytes that anyone may have chosen, made safe for terminals and log files: everything that is not printable
@@ -91,20 +301,56 @@ pub fn printable(bytes: &[u8]) -> String {
 }
 
 /// The name of an IPPROTO number.
-pub fn protocol_name(number: u16) -> String {
-    let name = match number {
-        1 => "icmp",
-        6 => "tcp",
-        17 => "udp",
-        33 => "dccp",
-        58 => "icmpv6",
-        132 => "sctp",
-        136 => "udplite",
-        255 => "raw",
-        262 => "mptcp",
-        other => return other.to_string(),
-    };
-    name.to_owned()
+pub fn protocol_name(number: u16) -> Cow<'static, str> {
+    named(
+        number,
+        &[
+            (1, "icmp"),
+            (6, "tcp"),
+            (17, "udp"),
+            (33, "dccp"),
+            (58, "icmpv6"),
+            (132, "sctp"),
+            (136, "udplite"),
+            (255, "raw"),
+            (262, "mptcp"),
+        ],
+    )
+}
+
+/// The name of an AF number.
+pub fn family_name(number: u16) -> Cow<'static, str> {
+    named(
+        number,
+        &[
+            (0, "unspec"),
+            (1, "unix"),
+            (2, "inet"),
+            (10, "inet6"),
+            (16, "netlink"),
+            (17, "packet"),
+            (29, "can"),
+            (30, "tipc"),
+            (31, "bluetooth"),
+            (38, "alg"),
+            (40, "vsock"),
+            (44, "xdp"),
+        ],
+    )
+}
+
+/// The name of a SOCK number. `None`: the kernel side could not read it.
+pub fn socket_type_name(number: u16) -> Option<Cow<'static, str>> {
+    let names =
+        &[(1, "stream"), (2, "dgram"), (3, "raw"), (4, "rdm"), (5, "seqpacket"), (6, "dccp"), (10, "packet")];
+    (number != 0).then(|| named(number, names))
+}
+
+fn named(number: u16, names: &[(u16, &'static str)]) -> Cow<'static, str> {
+    match names.iter().find(|(known, _)| *known == number) {
+        Some((_, name)) => Cow::Borrowed(name),
+        None => Cow::Owned(number.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -123,31 +369,53 @@ mod tests {
     fn json_has_the_documented_shape() {
         let connect = Connect {
             time: "2026-01-02T03:04:05.000000006Z".into(),
+            sequence: 7,
             dst_ip: "192.0.2.1".parse().unwrap(),
             dst_port: 443,
             results: vec!["a.example".into(), "b.example".into()],
+            names: Vec::new(),
+            no_dns: false,
             src_ip: None,
             src_port: 0,
+            family: family_name(2),
+            socket_type: socket_type_name(1),
             protocol: protocol_name(6),
-            pid: 1,
-            tid: 1,
-            ppid: 0,
-            uid: 0,
-            gid: 0,
-            comm: "curl".into(),
-            executable: Some("/usr/bin/curl".into()),
-            cgroup: None,
+            process: Process {
+                pid: 1,
+                tid: 1,
+                comm: "curl".into(),
+                executable: Some("/usr/bin/curl".into()),
+                ..Process::default()
+            },
             layer: LayerName::LsmConnect,
             verdict: VerdictName::Deny,
             rule: Some("r".into()),
+            errno: Some(1),
+            latency_ns: None,
+            count: 1,
+            window: None,
         };
-        let json = serde_json::to_value(Event::TcpConnect(connect)).unwrap();
+        let event = Event::TcpConnect(connect);
+        let json = serde_json::to_value(&event).unwrap();
         assert_eq!(json["event"], "net_tcp_connect");
         assert_eq!(json["dstIP"], "192.0.2.1");
         assert_eq!(json["dstPort"], 443);
         assert_eq!(json["results"], serde_json::json!(["a.example", "b.example"]));
         assert_eq!(json["layer"], "lsm_connect");
         assert_eq!(json["verdict"], "deny");
+        assert_eq!((&json["pid"], &json["cgroup"]), (&1.into(), &serde_json::Value::Null));
         assert!(json.as_object().unwrap().keys().all(|key| !key.contains('_')), "keys are camelCase");
+        assert_eq!(serde_json::from_value::<Event>(json).unwrap(), event, "there and back");
+    }
+
+    #[test]
+    fn the_schema_in_the_repository_is_what_the_types_say() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/event.schema.json");
+        let want = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
+        if std::env::var_os("ENFORCER_WRITE_SCHEMA").is_some() {
+            std::fs::write(path, &want).unwrap();
+        }
+        let found = std::fs::read_to_string(path).unwrap();
+        assert!(found == want, "{path} is old: run this test with ENFORCER_WRITE_SCHEMA=1");
     }
 }

@@ -4,17 +4,21 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use enforcer_common::event::{AnswerRecord, ConnectRecord, Layer};
+use enforcer_common::event::{AF_INET, AF_INET6, AnswerRecord, ConnectRecord, Layer, RETURNED};
 use enforcer_common::verdict::BootNanos;
 use enforcer_common::{Addr, Entry, RuleId, Verdict};
 
 use super::compile::{Compiled, Network};
 use super::dns::stream::{Flow, Streams};
-use super::dns::table::{Table, TableConfig};
+use super::dns::table::{Binding, Origin, Table, TableConfig};
 use super::dns::wire;
 use super::name::Name;
 use super::plan::{Planner, Step, View};
-use super::record::{Connect, Event, Gap, LayerName, VerdictName, printable, protocol_name};
+use super::record::{
+    Connect, Event, Gap, LayerName, NameKind, NameOrigin, Process, SocketConnect, VerdictName, family_name,
+    printable, protocol_name, socket_type_name,
+};
+use super::sockaddr;
 
 const TCP: u16 = 6;
 
@@ -30,11 +34,16 @@ pub struct DnsCounts {
     pub refused: u64,
 }
 
-/// What is known about a process beside what the kernel reported.
+/// What is known about a process beside the numbers in the record. All of it escaped already.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     pub executable: Option<String>,
+    pub arguments: Option<Vec<String>>,
     pub cgroup: Option<String>,
+    pub unit: Option<String>,
+    pub container_id: Option<String>,
+    pub user: Option<String>,
+    pub group: Option<String>,
 }
 
 /// Addresses that are never denied on behalf of a name.
@@ -159,14 +168,15 @@ impl State {
     /// A packet from port 53.
     pub fn answer(&mut self, record: &AnswerRecord, payload: &[u8]) -> Vec<Step> {
         if record.protocol != TCP {
-            return self.message(payload, record.time);
+            return self.message(payload, record);
         }
         let flow = Flow { server: record.server, client: record.client, client_port: record.client_port };
         let messages = self.streams.push(flow, record.sequence, record.tcp_flags, payload, record.time);
-        messages.iter().flat_map(|message| self.message(message, record.time)).collect()
+        messages.iter().flat_map(|message| self.message(message, record)).collect()
     }
 
-    fn message(&mut self, message: &[u8], now: BootNanos) -> Vec<Step> {
+    fn message(&mut self, message: &[u8], record: &AnswerRecord) -> Vec<Step> {
+        let now = record.time;
         self.dns.answers += 1;
         let Ok(answer) = wire::parse(message) else {
             self.dns.unparsed += 1;
@@ -175,7 +185,7 @@ impl State {
         self.dns.truncated += u64::from(answer.truncated);
         let late = self.compiled.as_ref().is_some_and(|compiled| compiled.is_late(&answer.chain));
         self.dns.late_globs += u64::from(late && !answer.addresses.is_empty());
-        let changed = self.table.observe(&answer, now);
+        let changed = self.table.observe(&answer, Some(Addr::from_v6(record.server)), now);
         self.plan(now, |planner, view| planner.readdress(changed, view))
     }
 
@@ -207,30 +217,61 @@ impl State {
     /// The event for a connect. `time`: RFC 3339.
     pub fn connect(&self, record: &ConnectRecord, facts: Facts, time: String) -> Event {
         let addr = Addr::from_v6(record.dst);
+        let names: Vec<NameOrigin> =
+            self.table.origins(addr, record.time).map(|origin| name_origin(&origin, record.time)).collect();
         let connect = Connect {
             time,
+            sequence: record.sequence,
             dst_ip: display_ip(record.dst),
             dst_port: record.dst_port,
-            results: self.table.names(addr, record.time).iter().map(Name::to_string).collect(),
+            results: names.iter().map(|origin| origin.name.clone()).collect(),
+            no_dns: names.is_empty(),
+            names,
             src_ip: (record.src != [0; 16]).then(|| display_ip(record.src)),
             src_port: record.src_port,
+            family: family_name(record.family),
+            socket_type: socket_type_name(record.sock_type),
             protocol: protocol_name(record.protocol),
-            pid: record.pid,
-            tid: record.tid,
-            ppid: record.ppid,
-            uid: record.uid,
-            gid: record.gid,
-            comm: printable(until_nul(&record.comm)),
-            executable: facts.executable.map(|path| printable(path.as_bytes())),
-            cgroup: facts.cgroup.map(|path| printable(path.as_bytes())),
+            process: process(record, facts),
             layer: layer_name(record.layer),
             verdict: verdict_name(record.verdict),
             rule: self.rule_name(record.rule).map(str::to_owned),
+            errno: errno(record),
+            latency_ns: latency(record),
+            count: 1,
+            window: None,
         };
         match record.sock_type {
             STREAM | SEQPACKET => Event::TcpConnect(connect),
             _ => Event::UdpConnect(connect),
         }
+    }
+
+    /// The event for a connect as the raw hook saw it. `address`: its `sockaddr`.
+    pub fn socket_connect(
+        &self,
+        record: &ConnectRecord,
+        address: &[u8],
+        facts: Facts,
+        time: String,
+    ) -> Event {
+        let address = sockaddr::read(address);
+        let internet = matches!(address.family, AF_INET | AF_INET6);
+        Event::SocketConnect(SocketConnect {
+            time,
+            sequence: record.sequence,
+            family: family_name(address.family),
+            socket_type: socket_type_name(record.sock_type),
+            // Numbers mean something else in each family.
+            protocol: if internet {
+                protocol_name(record.protocol)
+            } else {
+                record.protocol.to_string().into()
+            },
+            address: address.text,
+            port: address.port,
+            process: process(record, facts),
+        })
     }
 
     /// The event for records that were lost.
@@ -284,6 +325,57 @@ impl State {
     pub fn streams_lost(&self) -> u64 {
         self.streams.lost
     }
+}
+
+fn name_origin(origin: &Origin<'_>, now: BootNanos) -> NameOrigin {
+    let Binding { server, seen, ttl_until, .. } = origin.binding;
+    NameOrigin {
+        name: origin.name.to_string(),
+        kind: if origin.asked { NameKind::Asked } else { NameKind::Cname },
+        server: server.map(|server| display_ip(server.octets())),
+        age_ms: now.saturating_sub(*seen) / 1_000_000,
+        // Rounded down: 0 is less than a second.
+        ttl_left: (i128::from(*ttl_until) - i128::from(now)).div_euclid(1_000_000_000) as i64,
+        asked_by: None,
+    }
+}
+
+fn process(record: &ConnectRecord, facts: Facts) -> Process {
+    let known = |start: u64| (start != 0).then_some(start);
+    Process {
+        pid: record.pid,
+        tid: record.tid,
+        ppid: record.ppid,
+        process_start: known(record.process_start),
+        thread_start: known(record.thread_start),
+        parent_start: known(record.parent_start),
+        comm: printable(until_nul(&record.comm)),
+        executable: facts.executable,
+        arguments: facts.arguments,
+        uid: record.uid,
+        gid: record.gid,
+        user: facts.user,
+        group: facts.group,
+        login_uid: (record.login_uid != u32::MAX).then_some(record.login_uid),
+        cgroup: facts.cgroup,
+        unit: facts.unit,
+        container_id: facts.container_id,
+        net_namespace: (record.net_namespace != 0).then_some(record.net_namespace),
+    }
+}
+
+const EPERM: u16 = 1;
+
+/// Whoever is refused by us is told EPERM.
+fn errno(record: &ConnectRecord) -> Option<u16> {
+    let refused = (record.verdict == Verdict::Deny as u8).then_some(EPERM);
+    refused.or((record.flags & RETURNED != 0).then_some(record.errno))
+}
+
+/// Of a TCP connect that returned with an established connection.
+fn latency(record: &ConnectRecord) -> Option<u64> {
+    let established = record.flags & RETURNED != 0 && record.errno == 0 && record.sock_type == STREAM;
+    established.then(|| record.returned.saturating_sub(record.time))
 }
 
 /// SOCK_STREAM and SOCK_SEQPACKET (SCTP): what has connections.

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use enforcer_common::kernel::Offsets;
+use enforcer_common::kernel::{ABSENT, Offsets};
 
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -52,6 +52,31 @@ fn offsets_of(bytes: &[u8]) -> Result<Offsets, BtfError> {
         css_set_dfl_cgrp: at("css_set", &["dfl_cgrp"])?,
         cgroup_kn: at("cgroup", &["kn"])?,
         kernfs_node_id: at("kernfs_node", &["id"])?,
+        // Renamed in 6.15.
+        kernfs_node_parent: at("kernfs_node", &["__parent"]).or_else(|_| at("kernfs_node", &["parent"]))?,
+        kernfs_node_name: at("kernfs_node", &["name"])?,
+        task_mm: at("task_struct", &["mm"])?,
+        task_nsproxy: at("task_struct", &["nsproxy"])?,
+        task_loginuid: at("task_struct", &["loginuid"]).unwrap_or(ABSENT),
+        mm_exe_file: at("mm_struct", &["exe_file"])?,
+        mm_arg_start: at("mm_struct", &["arg_start"])?,
+        mm_arg_end: at("mm_struct", &["arg_end"])?,
+        file_dentry: at("file", &["f_path", "dentry"])?,
+        file_mnt: at("file", &["f_path", "mnt"])?,
+        file_private_data: at("file", &["private_data"])?,
+        file_inode: at("file", &["f_inode"])?,
+        inode_ino: at("inode", &["i_ino"])?,
+        inode_sb: at("inode", &["i_sb"])?,
+        sb_dev: at("super_block", &["s_dev"])?,
+        dentry_parent: at("dentry", &["d_parent"])?,
+        dentry_name: at("dentry", &["d_name", "name"])?,
+        dentry_hash: at("dentry", &["d_hash", "pprev"])?,
+        vfsmount_root: at("vfsmount", &["mnt_root"])?,
+        mount_mnt: at("mount", &["mnt"])?,
+        mount_parent: at("mount", &["mnt_parent"])?,
+        mount_mountpoint: at("mount", &["mnt_mountpoint"])?,
+        nsproxy_net: at("nsproxy", &["net_ns"])?,
+        net_inum: at("net", &["ns", "inum"])?,
     })
 }
 

@@ -1,5 +1,6 @@
 //! The world: kernel, files, sockets, clocks. `engine` knows none of it.
 
+pub mod accounts;
 pub mod bpf;
 pub mod btf;
 pub mod canary;
@@ -7,6 +8,7 @@ pub mod clock;
 pub mod control;
 pub mod host;
 pub mod log;
+pub mod memory;
 pub mod policy_dir;
 pub mod preflight;
 pub mod process;

@@ -1,13 +1,19 @@
-//! What user space can still find out about a process that connected.
+//! What user space adds to what the kernel reported about a process: names of users and groups, and what did not
+//! fit into the report.
 //!
-//! The kernel reported who it was; the executable's path and the cgroup's are read here, a moment later. A
-//! process that is gone, or whose number belongs to another by now, yields nothing rather than something wrong.
+//! The process may be gone by now, or its number belong to another: then this yields nothing rather than something
+//! wrong.
 
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use enforcer_common::event::ConnectRecord;
+
+use super::accounts::Accounts;
+use crate::engine::process::{self, Tail};
+use crate::engine::record::printable;
 use crate::engine::state::Facts;
 
 /// Nanoseconds of one clock tick in `/proc/PID/stat` (USER_HZ is 100 on every architecture of Linux' ABI that
@@ -17,49 +23,102 @@ const TICK: u64 = 10_000_000;
 /// Known cgroups. More than these are looked up again.
 const CGROUPS: usize = 4096;
 
+/// Longest command line that is shown, as in the kernel.
+const ARGUMENTS: usize = 1024;
+
 /// Reads facts about processes.
 #[derive(Debug)]
 pub struct Processes {
     cgroup_root: PathBuf,
-    /// A cgroup's id (its directory's inode number) → its path below the root.
-    cgroups: HashMap<u64, String>,
+    /// Whether events carry command lines.
+    arguments: bool,
+    /// A cgroup's id (its directory's inode number) → what its path tells.
+    cgroups: HashMap<u64, Cgroup>,
+    pub accounts: Accounts,
+}
+
+#[derive(Clone, Debug)]
+struct Cgroup {
+    path: String,
+    unit: Option<String>,
+    container_id: Option<String>,
+}
+
+impl Cgroup {
+    fn new(path: String) -> Self {
+        let unit = process::unit(&path).map(str::to_owned);
+        let container_id = process::container(&path).map(str::to_owned);
+        Self { path, unit, container_id }
+    }
 }
 
 impl Processes {
     /// `cgroup_root`: where cgroup2 is mounted.
-    pub fn new(cgroup_root: PathBuf) -> Self {
-        Self { cgroup_root, cgroups: HashMap::new() }
+    pub fn new(cgroup_root: PathBuf, arguments: bool) -> Self {
+        Self { cgroup_root, arguments, cgroups: HashMap::new(), accounts: Accounts::default() }
     }
 
-    /// `start`: the process's start on the boot-time clock, in nanoseconds, as the kernel reported it.
-    pub fn facts(&mut self, pid: u32, start: u64, cgroup: u64) -> Facts {
-        let dir = PathBuf::from(format!("/proc/{pid}"));
-        let executable = fs::read_link(dir.join("exe")).ok();
-        let known = self.cgroup(cgroup, &dir);
-        // Asked last: had the number changed hands before the other reads, it shows here.
-        let same = started(&dir).is_some_and(|ticks| ticks.abs_diff(start / TICK) <= 1);
+    pub fn facts(&mut self, record: &ConnectRecord, tail: &Tail<'_>) -> Facts {
+        let told = (tail.executable(record), tail.arguments(record));
+        let (executable, arguments) = match told {
+            (Some(executable), arguments) if arguments.is_some() || !self.arguments => {
+                (Some(executable), arguments)
+            }
+            (executable, arguments) => {
+                let (path, line) = self.look_again(record).unzip();
+                (executable.or(path), arguments.or(line).filter(|_| self.arguments))
+            }
+        };
+        let cgroup = self.cgroup(record, tail);
+        let (cgroup, unit, container_id) = match cgroup {
+            Some(Cgroup { path, unit, container_id }) => (Some(path), unit, container_id),
+            None => (None, None, None),
+        };
         Facts {
-            executable: executable.filter(|_| same).map(|path| path.to_string_lossy().into_owned()),
-            cgroup: known,
+            executable,
+            arguments,
+            cgroup,
+            unit,
+            container_id,
+            user: self.accounts.user(record.uid).map(str::to_owned),
+            group: self.accounts.group(record.gid).map(str::to_owned),
         }
     }
 
-    fn cgroup(&mut self, id: u64, process: &Path) -> Option<String> {
-        if let Some(path) = self.cgroups.get(&id) {
-            return Some(path.clone());
+    /// What did not fit into the report, or could not be read without waiting.
+    fn look_again(&self, record: &ConnectRecord) -> Option<(String, Vec<String>)> {
+        let dir = PathBuf::from(format!("/proc/{}", record.pid));
+        let executable = fs::read_link(dir.join("exe")).ok()?;
+        let line = fs::read(dir.join("cmdline")).ok()?;
+        // Asked last: had the number changed hands before the other reads, it shows here.
+        started(&dir).filter(|ticks| ticks.abs_diff(record.process_start / TICK) <= 1)?;
+        let shown = &line[..line.len().min(ARGUMENTS)];
+        let arguments = process::arguments(shown, shown.len() < line.len());
+        Some((printable(executable.as_os_str().as_encoded_bytes()), arguments))
+    }
+
+    fn cgroup(&mut self, record: &ConnectRecord, tail: &Tail<'_>) -> Option<Cgroup> {
+        let id = record.cgroup;
+        if id != 0
+            && let Some(cgroup) = self.cgroups.get(&id)
+        {
+            return Some(cgroup.clone());
         }
-        let membership = fs::read_to_string(process.join("cgroup")).ok()?;
-        let path = membership.lines().find_map(|line| line.strip_prefix("0::"))?;
-        let dir = self.cgroup_root.join(path.trim_start_matches('/'));
-        // The process may have moved since, or be another: the directory's inode is the proof.
-        if fs::metadata(dir).ok()?.ino() != id {
-            return None;
-        }
+        let path = tail.cgroup(record).or_else(|| self.cgroup_of(id, record.pid))?;
+        let cgroup = Cgroup::new(path);
         if self.cgroups.len() >= CGROUPS {
             self.cgroups.clear();
         }
-        self.cgroups.insert(id, path.to_owned());
-        Some(path.to_owned())
+        self.cgroups.insert(id, cgroup.clone());
+        Some(cgroup)
+    }
+
+    fn cgroup_of(&self, id: u64, pid: u32) -> Option<String> {
+        let membership = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
+        let path = membership.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"))?;
+        let dir = self.cgroup_root.join(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(path));
+        // The process may have moved since, or be another: the directory's inode is the proof.
+        (fs::metadata(dir).ok()?.ino() == id).then(|| format!("/{}", printable(path)))
     }
 }
 
@@ -79,19 +138,31 @@ mod tests {
         started(Path::new("/proc/self")).unwrap() * TICK
     }
 
+    fn record(pid: u32, start: u64) -> ConnectRecord {
+        // SAFETY: integers and byte arrays only: zero is a value of each.
+        let empty: ConnectRecord = unsafe { std::mem::zeroed() };
+        ConnectRecord { pid, process_start: start, cgroup: 1, ..empty }
+    }
+
     #[test]
-    fn knows_itself() {
-        let mut processes = Processes::new("/nonexistent".into());
-        let facts = processes.facts(std::process::id(), own_start() + TICK / 2, 1);
+    fn what_the_kernel_could_not_tell_is_looked_up() {
+        let mut processes = Processes::new("/nonexistent".into(), true);
+        let facts = processes.facts(&record(std::process::id(), own_start() + TICK / 2), &Tail::default());
         let own = std::env::current_exe().unwrap();
         assert_eq!(facts.executable.as_deref(), own.to_str());
+        assert_eq!(facts.arguments.unwrap()[0], std::env::args().next().unwrap());
         assert_eq!(facts.cgroup, None, "no such cgroup mount");
+        assert_eq!(facts.user.as_deref(), Some("root"));
+        processes.arguments = false;
+        let facts = processes.facts(&record(std::process::id(), own_start()), &Tail::default());
+        assert_eq!(facts.arguments, None, "not asked for");
     }
 
     #[test]
     fn a_reused_number_and_a_gone_process_yield_nothing() {
-        let mut processes = Processes::new("/nonexistent".into());
-        assert_eq!(processes.facts(std::process::id(), own_start() + 5 * TICK, 1).executable, None);
-        assert_eq!(processes.facts(u32::MAX, 0, 1), Facts::default());
+        let mut processes = Processes::new("/nonexistent".into(), false);
+        let facts = processes.facts(&record(std::process::id(), own_start() + 5 * TICK), &Tail::default());
+        assert_eq!(facts.executable, None);
+        assert_eq!(processes.facts(&record(u32::MAX, 0), &Tail::default()).executable, None);
     }
 }

@@ -1,11 +1,13 @@
 //! Records of the ring, from bytes.
 
-use enforcer_common::event::{AnswerRecord, ConnectRecord, KIND_ANSWER, KIND_CONNECT};
+use crate::engine::process::Tail;
+use enforcer_common::event::{AnswerRecord, ConnectRecord, KIND_ANSWER, KIND_CONNECT, KIND_SOCKET};
 
 /// One record.
 #[derive(Clone, Copy, Debug)]
 pub enum Record<'a> {
-    Connect(ConnectRecord),
+    /// With its tail; of `KIND_CONNECT` or `KIND_SOCKET`.
+    Connect(ConnectRecord, Tail<'a>),
     /// With the packet's payload.
     Answer(AnswerRecord, &'a [u8]),
 }
@@ -15,7 +17,11 @@ impl<'a> Record<'a> {
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         let kind = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
         match kind {
-            KIND_CONNECT => prefix(bytes).map(Self::Connect),
+            KIND_CONNECT | KIND_SOCKET => {
+                let record: ConnectRecord = prefix(bytes)?;
+                let tail = Tail::parse(&record, bytes.get(size_of::<ConnectRecord>()..)?)?;
+                Some(Self::Connect(record, tail))
+            }
             KIND_ANSWER => {
                 let header: AnswerRecord = prefix(bytes)?;
                 let payload = bytes.get(size_of::<AnswerRecord>()..)?.get(..header.len as usize)?;
@@ -47,8 +53,8 @@ mod tests {
         assert!(Record::parse(&bytes).is_none(), "kind 0");
         assert!(Record::parse(&bytes[..3]).is_none());
         bytes[0] = KIND_CONNECT as u8;
-        assert!(matches!(Record::parse(&bytes), Some(Record::Connect(_))));
-        assert!(Record::parse(&bytes[..111]).is_none());
+        assert!(matches!(Record::parse(&bytes), Some(Record::Connect(..))));
+        assert!(Record::parse(&bytes[..175]).is_none());
         bytes[0] = KIND_ANSWER as u8;
         bytes[4] = 136;
         assert!(matches!(Record::parse(&bytes), Some(Record::Answer(_, payload)) if payload.len() == 136));

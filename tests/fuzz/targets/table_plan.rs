@@ -113,7 +113,7 @@ impl Host {
                 *rest = after;
                 let before = self.kernel.clone();
                 let Some(answer) = answer(arg, addresses) else { return };
-                let changed = self.table.observe(&answer, self.now);
+                let changed = self.table.observe(&answer, None, self.now);
                 self.run(|planner, view| planner.readdress(changed, view));
                 for (addr, entry) in before.iter().filter(|(_, entry)| entry.deny.until > self.now) {
                     assert!(self.kernel.get(addr).is_some_and(|new| new.deny.until >= entry.deny.until));

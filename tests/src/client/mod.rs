@@ -55,6 +55,7 @@ pub const WAYS: &[Way] = &[
     v4("udp_unspec", datagram::sendto_unspec),
     v4("udp_connected_elsewhere", datagram::sendto_while_connected_elsewhere),
     v4("io_uring_connect", uring::connect),
+    v4("io_uring_connect_worker", uring::connect_worker),
     v4("io_uring_sendmsg", uring::sendmsg),
 ];
 

@@ -9,9 +9,18 @@ use io_uring::{IoUring, opcode, squeue, types::Fd};
 use super::sys::{self, Address, family_of};
 
 pub(super) fn connect(to: SocketAddr, data: &[u8]) -> io::Result<()> {
+    connect_with(to, data, squeue::Flags::empty())
+}
+
+/// By a thread of the kernel's own making, which belongs to the process (`iou-wrk-N`).
+pub(super) fn connect_worker(to: SocketAddr, data: &[u8]) -> io::Result<()> {
+    connect_with(to, data, squeue::Flags::ASYNC)
+}
+
+fn connect_with(to: SocketAddr, data: &[u8], flags: squeue::Flags) -> io::Result<()> {
     let socket = sys::socket(family_of(to), libc::SOCK_STREAM, 0)?;
     let address = Address::new(to);
-    let entry = opcode::Connect::new(fd(&socket), address.as_ptr(), address.length()).build();
+    let entry = opcode::Connect::new(fd(&socket), address.as_ptr(), address.length()).build().flags(flags);
     // SAFETY: socket and address live until the operation is complete.
     unsafe { complete(&entry) }?;
     sys::send(&socket, data)

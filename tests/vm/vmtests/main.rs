@@ -25,10 +25,14 @@ fn dispatch() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let command = arguments.next().unwrap_or_default();
     let rest = arguments.collect::<Vec<_>>();
-    let tests = cases::all();
+    let tests = if command == "quick" { Vec::new() } else { cases::all() };
     match command.as_str() {
         "run" => run(&tests, &rest),
         "one" => one(&tests, rest.first().context("which test?")?),
+        "quick" => match rest.as_slice() {
+            [address, cgroup] => cases::facts::quick(address, cgroup),
+            _ => bail!("usage: vmtests quick ADDRESS CGROUP"),
+        },
         "network" => network::build(),
         "record" => {
             network::build()?;

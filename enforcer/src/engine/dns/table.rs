@@ -39,6 +39,19 @@ pub struct Binding {
     pub until: BootNanos,
     /// Last answer.
     pub seen: BootNanos,
+    /// Who sent it; `None`: not known.
+    pub server: Option<Addr>,
+    /// When its TTL runs out, whatever we believe.
+    pub ttl_until: BootNanos,
+}
+
+/// A name that led to an address, and the binding that says so.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    pub name: &'a Name,
+    /// In the question, not a target on the way.
+    pub asked: bool,
+    pub binding: &'a Binding,
 }
 
 /// Bindings by address and by expiry.
@@ -72,18 +85,23 @@ impl Table {
 
     /// Takes an answer. Gives the addresses whose bindings changed, those that had to make room included:
     /// plan them before the next answer is taken, so that what they claimed is not forgotten.
-    pub fn observe(&mut self, answer: &Answer, now: BootNanos) -> Vec<Addr> {
-        let mut fresh = BTreeMap::new();
+    /// `server`: who sent it.
+    pub fn observe(&mut self, answer: &Answer, server: Option<Addr>, now: BootNanos) -> Vec<Addr> {
+        let mut fresh: BTreeMap<Addr, u32> = BTreeMap::new();
         for (addr, ttl) in &answer.addresses {
-            let until: &mut BootNanos = fresh.entry(*addr).or_default();
-            *until = self.until(*ttl, now).max(*until);
+            let longest = fresh.entry(*addr).or_default();
+            *longest = (*longest).max(*ttl);
         }
         let mut chain = None;
         let mut changed = BTreeSet::new();
-        fresh.retain(|addr, until| {
+        let ttl_until = |ttl: u32| now.saturating_add(BootNanos::from(ttl) * SECOND);
+        fresh.retain(|addr, ttl| {
             let Some(id) = self.find(*addr, &answer.chain) else { return true };
             chain = self.bindings.get(&id).map(|binding| binding.chain.clone());
-            if self.refresh(id, *until, now) {
+            if let Some(binding) = self.bindings.get_mut(&id) {
+                (binding.server, binding.ttl_until) = (server, ttl_until(*ttl));
+            }
+            if self.refresh(id, self.until(*ttl, now), now) {
                 changed.insert(*addr);
             }
             false
@@ -92,8 +110,9 @@ impl Table {
             let chain: Arc<[Name]> = chain.unwrap_or_else(|| answer.chain.as_slice().into());
             changed.extend(self.make_room(fresh.len(), cost(&chain)));
             changed.extend(fresh.keys());
-            for (addr, until) in fresh {
-                self.insert(Binding { chain: chain.clone(), addr, until, seen: now });
+            for (addr, ttl) in fresh {
+                let (until, ttl_until) = (self.until(ttl, now), ttl_until(ttl));
+                self.insert(Binding { chain: chain.clone(), addr, until, seen: now, server, ttl_until });
             }
         }
         changed.into_iter().collect()
@@ -114,9 +133,18 @@ impl Table {
 
     /// Every name that led to the address: the chain that was seen last comes first.
     pub fn names(&self, addr: Addr, now: BootNanos) -> Vec<Name> {
+        self.origins(addr, now).map(|origin| origin.name.clone()).collect()
+    }
+
+    /// The same, each with the binding that was seen last.
+    pub fn origins(&self, addr: Addr, now: BootNanos) -> impl Iterator<Item = Origin<'_>> {
         let mut known = HashSet::new();
-        let alive = self.bindings(addr).filter(|binding| now < binding.until);
-        alive.flat_map(|binding| binding.chain.iter()).filter(|name| known.insert(*name)).cloned().collect()
+        let alive = self.bindings(addr).filter(move |binding| now < binding.until);
+        let all = alive.flat_map(|binding| {
+            let names = binding.chain.iter().enumerate();
+            names.map(move |(place, name)| Origin { name, asked: place == 0, binding })
+        });
+        all.filter(move |origin| known.insert(origin.name))
     }
 
     /// The bindings of an address, the one that was seen last first; also those that ran out since the last
@@ -277,21 +305,21 @@ mod tests {
     fn ttl_rows() {
         for (ttl, want) in [(0, 10), (10, 10), (11, 11), (100, 100), (101, 100), (u32::MAX, 100)] {
             let mut table = Table::new(CONFIG);
-            table.observe(&answer(&["a"], &[(1, ttl)]), 7);
+            table.observe(&answer(&["a"], &[(1, ttl)]), None, 7);
             assert_eq!(table.bindings(addr(1)).next().unwrap().until, 7 + want * SECOND, "{ttl}");
         }
         let mut table = Table::new(TableConfig { ttl_floor: 50, ttl_cap: 20, ..CONFIG });
-        table.observe(&answer(&["a"], &[(1, 30)]), BootNanos::MAX - 1);
+        table.observe(&answer(&["a"], &[(1, 30)]), None, BootNanos::MAX - 1);
         assert_eq!(table.bindings(addr(1)).next().unwrap().until, BootNanos::MAX);
     }
 
     #[test]
     fn the_chain_seen_last_comes_first_and_no_name_twice() {
         let mut table = Table::new(CONFIG);
-        table.observe(&answer(&["a", "cdn"], &[(1, 20)]), 0);
-        table.observe(&answer(&["b", "cdn"], &[(1, 50)]), 1);
+        table.observe(&answer(&["a", "cdn"], &[(1, 20)]), None, 0);
+        table.observe(&answer(&["b", "cdn"], &[(1, 50)]), None, 1);
         assert_eq!(names(&table, 1, 2), ["b", "cdn", "a"]);
-        table.observe(&answer(&["a", "cdn"], &[(1, 20)]), 3);
+        table.observe(&answer(&["a", "cdn"], &[(1, 20)]), None, 3);
         assert_eq!(names(&table, 1, 4), ["a", "cdn", "b"]);
         assert_eq!(table.len(), 2);
         assert_eq!(names(&table, 1, 30 * SECOND), ["b", "cdn"]);
@@ -302,9 +330,9 @@ mod tests {
     #[test]
     fn a_repeated_answer_extends_and_never_shortens() {
         let mut table = Table::new(CONFIG);
-        assert_eq!(table.observe(&answer(&["a"], &[(1, 50), (2, 50), (1, 60)]), 0), [addr(1), addr(2)]);
-        assert_eq!(table.observe(&answer(&["a"], &[(1, 60)]), 0), []);
-        assert_eq!(table.observe(&answer(&["a"], &[(1, 20), (2, 60)]), SECOND), [addr(2)]);
+        assert_eq!(table.observe(&answer(&["a"], &[(1, 50), (2, 50), (1, 60)]), None, 0), [addr(1), addr(2)]);
+        assert_eq!(table.observe(&answer(&["a"], &[(1, 60)]), None, 0), []);
+        assert_eq!(table.observe(&answer(&["a"], &[(1, 20), (2, 60)]), None, SECOND), [addr(2)]);
         assert_eq!(table.expire(60 * SECOND), [addr(1)]);
         assert_eq!(table.expire(61 * SECOND), [addr(2)]);
         assert!(table.is_empty() && table.addresses().next().is_none());
@@ -313,8 +341,8 @@ mod tests {
     #[test]
     fn a_new_chain_or_address_keeps_the_old_ones() {
         let mut table = Table::new(CONFIG);
-        table.observe(&answer(&["a", "x"], &[(1, 20)]), 0);
-        table.observe(&answer(&["a", "y"], &[(1, 50), (2, 50)]), 1);
+        table.observe(&answer(&["a", "x"], &[(1, 20)]), None, 0);
+        table.observe(&answer(&["a", "y"], &[(1, 50), (2, 50)]), None, 1);
         assert_eq!(table.len(), 3);
         assert_eq!(table.expire(20 * SECOND), [addr(1)]);
         assert_eq!(names(&table, 1, 20 * SECOND), ["a", "y"]);
@@ -323,8 +351,8 @@ mod tests {
     #[test]
     fn one_answer_shares_its_chain() {
         let mut table = Table::new(CONFIG);
-        table.observe(&answer(&["a"], &[(1, 20), (2, 20)]), 0);
-        table.observe(&answer(&["a"], &[(2, 20), (3, 20)]), 0);
+        table.observe(&answer(&["a"], &[(1, 20), (2, 20)]), None, 0);
+        table.observe(&answer(&["a"], &[(2, 20), (3, 20)]), None, 0);
         let first = table.bindings(addr(1)).next().unwrap();
         assert!(Arc::ptr_eq(&first.chain, &table.bindings(addr(3)).next().unwrap().chain));
     }
@@ -332,8 +360,8 @@ mod tests {
     #[test]
     fn the_first_to_run_out_makes_room_but_not_for_its_own_answer() {
         let mut table = Table::new(TableConfig { capacity: 3, ..CONFIG });
-        table.observe(&answer(&["a"], &[(1, 90), (2, 80), (3, 70)]), 0);
-        let changed = table.observe(&answer(&["b"], &[(4, 10), (5, 10)]), 0);
+        table.observe(&answer(&["a"], &[(1, 90), (2, 80), (3, 70)]), None, 0);
+        let changed = table.observe(&answer(&["b"], &[(4, 10), (5, 10)]), None, 0);
         assert_eq!(changed, [2, 3, 4, 5].map(addr));
         assert_eq!((table.len(), table.evicted), (3, 2));
         assert_eq!(table.addresses().collect::<BTreeSet<_>>(), [1, 4, 5].map(addr).into());
@@ -343,7 +371,7 @@ mod tests {
     fn one_address_has_bounded_bindings() {
         let mut table = Table::new(CONFIG);
         for n in 0..PER_ADDRESS + 10 {
-            table.observe(&answer(&[&format!("n{n}")], &[(1, 90)]), n as BootNanos);
+            table.observe(&answer(&[&format!("n{n}")], &[(1, 90)]), None, n as BootNanos);
         }
         assert_eq!((table.len(), table.evicted), (PER_ADDRESS, 10));
         assert_eq!(names(&table, 1, 300)[0], format!("n{}", PER_ADDRESS + 9));
@@ -356,7 +384,7 @@ mod tests {
         let mut table = Table::new(TableConfig { capacity: 100, ..CONFIG });
         for n in 0..100 {
             let asked = format!("n{n}.{}", long[0]);
-            table.observe(&answer(&[&asked, &asked.replace('x', "y")], &[(n, 90)]), BootNanos::from(n));
+            table.observe(&answer(&[&asked, &asked.replace('x', "y")], &[(n, 90)]), None, BootNanos::from(n));
             assert!(table.name_bytes <= 100 * NAME_BYTES_PER_BINDING);
         }
         assert!(table.len() < 60 && table.evicted > 40);
@@ -396,7 +424,7 @@ mod tests {
                     }
                     naive.push((which, last, old.map_or(until, |old| old.max(until))));
                 }
-                prop_assert_eq!(table.observe(&answer(&chains[which], &addresses), now), changed);
+                prop_assert_eq!(table.observe(&answer(&chains[which], &addresses), None, now), changed);
                 prop_assert_eq!(table.len(), naive.len());
                 for last in 0..5 {
                     let mut want: Vec<String> = Vec::new();

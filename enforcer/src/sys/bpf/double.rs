@@ -14,6 +14,8 @@ use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
 use enforcer_common::Entry;
+use enforcer_common::event::{RepeatKey, Repeats};
+use enforcer_common::limits::REPEATS as REPEATS_MAX;
 use enforcer_common::name::{BLOCK, Bucket, Domain};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -23,11 +25,13 @@ pub(super) const ANSWERED: &str = "ANSWERED";
 pub(super) const NAMES: &str = "NAMES";
 pub(super) const DOMAINS: &str = "DOMAINS";
 pub(super) const AUTOMATA: &str = "AUTOMATA";
+pub(super) const REPEATS: &str = "REPEATS";
 
 /// Those maps.
-pub const DOUBLE_MAPS: [&str; 4] = [ANSWERED, NAMES, DOMAINS, AUTOMATA];
+pub const DOUBLE_MAPS: [&str; 5] = [ANSWERED, NAMES, DOMAINS, AUTOMATA, REPEATS];
 
 pub(super) type Answered = HashMap<MapData, [u8; 16], Wire<Entry>>;
+pub(super) type Window = HashMap<MapData, Wire<RepeatKey>, Wire<Repeats>>;
 pub(super) type Names = Array<MapData, Wire<Bucket>>;
 pub(super) type Domains = Array<MapData, Wire<Domain>>;
 pub(super) type Automata = Array<MapData, Wire<[u32; BLOCK]>>;
@@ -53,9 +57,14 @@ pub fn prepare(pin: &Path) -> Result<(), BpfError> {
         aya_obj::Map::new_from_params(kind as u32, key as u32, value as u32, 1, flags)
     };
     outer(pin, ANSWERED, like(HASH, 16, size_of::<Entry>(), BPF_F_NO_PREALLOC))?;
+    outer(pin, REPEATS, like(HASH, size_of::<RepeatKey>(), size_of::<Repeats>(), BPF_F_NO_PREALLOC))?;
     outer(pin, NAMES, like(ARRAY, 4, size_of::<Bucket>(), FILLED))?;
     outer(pin, DOMAINS, like(ARRAY, 4, size_of::<Domain>(), FILLED))?;
     outer(pin, AUTOMATA, like(ARRAY, 4, size_of::<[u32; BLOCK]>(), FILLED))
+}
+
+pub(super) fn window() -> Result<Window, MapError> {
+    Window::create(REPEATS_MAX, BPF_F_NO_PREALLOC)
 }
 
 /// Elements are made when they are needed: the packet path never removes one, so none is ever reused.

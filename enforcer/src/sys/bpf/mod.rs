@@ -5,6 +5,8 @@
 
 mod answers;
 pub mod double;
+mod ignore;
+mod repeats;
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -13,19 +15,23 @@ use std::path::{Path, PathBuf};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Lsm};
+use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FExit, Lsm};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use enforcer_common::answer::{Lifetime, Outcome};
 use enforcer_common::counter::{COUNTERS, Counter, OUTCOMES_AT};
+use enforcer_common::event::ConnectRecord;
 use enforcer_common::kernel::{Control, Offsets, Settings};
 use enforcer_common::name::Header;
 use enforcer_common::{Addr, Entry, limits};
 
 pub use answers::Answers;
 use answers::{CONTROL, HEADERS, HOST, NEVER_DENY};
-use double::{ANSWERED, AUTOMATA, DOMAINS, NAMES};
+use double::{ANSWERED, AUTOMATA, DOMAINS, NAMES, REPEATS};
+pub use ignore::IgnoredCgroups;
+pub use repeats::Windows;
 
 use super::btf::{self, BtfError};
+use crate::config::Ignore;
 use crate::engine::compile::Network;
 
 /// The eBPF object.
@@ -33,14 +39,17 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// Part of the pin directory's name: raised whenever a map's layout or meaning changes, so that a daemon never
 /// adopts maps that it would misread.
-const PIN_VERSION: &str = "v3";
+const PIN_VERSION: &str = "v4";
 
 const ADDRESSES: &str = "ADDRESSES";
 const NETWORKS: &str = "NETWORKS";
 const RING: &str = "RING";
 const COUNTS: &str = "COUNTS";
-const MAPS: [&str; 12] = [
-    ADDRESSES, NETWORKS, RING, COUNTS, ANSWERED, HOST, NEVER_DENY, CONTROL, HEADERS, NAMES, DOMAINS, AUTOMATA,
+const SEQUENCE: &str = "SEQUENCE";
+const PENDING: &str = "PENDING";
+const MAPS: [&str; 15] = [
+    ADDRESSES, NETWORKS, RING, COUNTS, SEQUENCE, PENDING, REPEATS, ANSWERED, HOST, NEVER_DENY, CONTROL,
+    HEADERS, NAMES, DOMAINS, AUTOMATA,
 ];
 
 /// Prefix of a link's pin; the rest is the program's name.
@@ -101,6 +110,18 @@ pub struct Options<'a> {
     pub hooks: Hooks,
     /// `enforcer_common::kernel::REPORT_*`
     pub report: u32,
+    /// Which events there are: `enforcer_common::kernel::TCP_CONNECT` and others.
+    pub events: u32,
+    /// Reports carry the command line.
+    pub arguments: bool,
+    /// Repeats are counted, not reported.
+    pub aggregate: bool,
+    /// Connects that are not refused are reported when the call returns. Only with LSM hooks.
+    pub outcome: bool,
+    /// What is not reported.
+    pub ignore: &'a [Ignore],
+    /// Where cgroup2 is mounted.
+    pub cgroup_root: &'a Path,
     /// False under lockdown=confidentiality.
     pub read_kernel: bool,
     /// How long the packet path believes an answer.
@@ -113,7 +134,12 @@ pub struct Kernel {
     addresses: HashMap<MapData, [u8; 16], Wire<Entry>>,
     networks: LpmTrie<MapData, [u8; 16], Wire<Entry>>,
     counts: PerCpuArray<MapData, u64>,
+    pending: HashMap<MapData, u32, Wire<ConnectRecord>>,
     pub answers: Answers,
+    pub windows: Windows,
+    pub ignored_cgroups: IgnoredCgroups,
+    /// Connects are reported when the call returns.
+    pub tells_outcome: bool,
     pin: PathBuf,
 }
 
@@ -128,6 +154,8 @@ unsafe impl Pod for Wire<Entry> {}
 unsafe impl Pod for Wire<Offsets> {}
 // SAFETY: as above.
 unsafe impl Pod for Wire<Settings> {}
+// SAFETY: as above.
+unsafe impl Pod for Wire<ConnectRecord> {}
 
 impl Kernel {
     /// Loads and attaches everything, taking over the pinned maps of a daemon before this one.
@@ -139,7 +167,11 @@ impl Kernel {
             addresses: take(&mut ebpf, ADDRESSES)?,
             networks: take(&mut ebpf, NETWORKS)?,
             counts: take(&mut ebpf, COUNTS)?,
+            pending: take(&mut ebpf, PENDING)?,
             answers: Answers::take(&mut ebpf, &pin, limits::ANSWERED)?,
+            windows: Windows::take(&mut ebpf, &pin)?,
+            ignored_cgroups: ignore::fill(&mut ebpf, options.ignore, options.cgroup_root)?,
+            tells_outcome: options.outcome,
             pin,
         };
         let ring = Ring(take(&mut ebpf, RING)?);
@@ -207,6 +239,20 @@ impl Kernel {
         let _ = self.pin.parent().map(remove_other_versions);
     }
 
+    /// Takes connects from before `then` whose return was missed.
+    pub fn overdue(&mut self, then: u64) -> Result<Vec<ConnectRecord>, BpfError> {
+        let failed = |source| BpfError::Map { map: PENDING, source };
+        let all: Vec<_> = self.pending.iter().collect::<Result<_, _>>().map_err(failed)?;
+        let mut overdue = Vec::new();
+        for (tid, Wire(record)) in all.into_iter().filter(|(_, Wire(record))| record.time < then) {
+            // Whoever removes it reports it.
+            if self.pending.remove(&tid).is_ok() {
+                overdue.push(record);
+            }
+        }
+        Ok(overdue)
+    }
+
     /// Lets go of every hook. The kernel detaches them in its own time: see `canary::release_kernel`.
     pub fn detach(&self) -> Result<(), BpfError> {
         remove_links_except(&self.pin, &[])
@@ -247,11 +293,21 @@ impl AsRawFd for Ring {
 /// The object with this kernel's offsets, and its maps, pinned. No program is loaded yet.
 pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
     let offsets = Wire(if options.read_kernel { btf::offsets()? } else { Offsets::default() });
+    let masks = ignore::masks(options.ignore);
     let settings = Wire(Settings {
         read_kernel: options.read_kernel.into(),
         report: options.report,
         ttl_floor: options.lifetime.floor,
         ttl_cap: options.lifetime.cap,
+        arguments: options.arguments.into(),
+        aggregate: options.aggregate.into(),
+        outcome: (options.outcome && options.hooks == Hooks::Lsm).into(),
+        events: options.events,
+        ignored_verdicts: masks.verdicts,
+        any_user: masks.any_user,
+        any_cgroup: masks.any_cgroup,
+        any_port: masks.any_port,
+        any_network: masks.any_network,
     });
     let paths = MAPS.map(|map| (map, pin.join(map)));
     let mut loader = EbpfLoader::new();
@@ -273,12 +329,13 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
     let (want_key, want_value) = match name {
         ADDRESSES => (16, entry),
         NETWORKS => (20, entry),
-        COUNTS => (4, 8),
+        COUNTS | SEQUENCE => (4, 8),
+        PENDING => (4, size_of::<ConnectRecord>() as u32),
         HOST => (16, 4),
         NEVER_DENY => (20, 4),
         CONTROL => (4, size_of::<Control>() as u32),
         HEADERS => (4, size_of::<Header>() as u32),
-        ANSWERED | NAMES | DOMAINS | AUTOMATA => (4, 4),
+        REPEATS | ANSWERED | NAMES | DOMAINS | AUTOMATA => (4, 4),
         _ => (0, 0),
     };
     let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
@@ -302,6 +359,7 @@ fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) 
 
 const LSM_PROGRAMS: [&str; 2] = ["socket_connect", "socket_sendmsg"];
 const CGROUP_PROGRAMS: [&str; 4] = ["connect4", "connect6", "sendmsg4", "sendmsg6"];
+pub const EXIT_PROGRAM: &str = "connect_exit";
 const DNS_PROGRAM: &str = "dns_ingress";
 
 /// Attaches the new programs beside the old ones, lets each take its predecessor's place, then drops what this
@@ -314,6 +372,10 @@ fn attach(ebpf: &mut Ebpf, options: &Options<'_>, pin: &Path) -> Result<(), BpfE
     match options.hooks {
         Hooks::Lsm => {
             let btf = Btf::from_sys_fs().map_err(|error| BpfError::Object(error.into()))?;
+            // First: what it takes care of must not be put aside without it.
+            if options.outcome {
+                links.push((EXIT_PROGRAM, connect_exit(ebpf, &btf)?));
+            }
             for program in LSM_PROGRAMS {
                 links.push((program, lsm(ebpf, program, &btf)?));
             }
@@ -335,6 +397,14 @@ fn lsm(ebpf: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<FdLink, BpfErro
     let failed = |source| BpfError::Program { program: name, source };
     let program: &mut Lsm = program(ebpf, name)?.try_into().map_err(failed)?;
     program.load(name, btf).map_err(failed)?;
+    let link = program.attach().map_err(failed)?;
+    Ok(program.take_link(link).map_err(failed)?.into())
+}
+
+fn connect_exit(ebpf: &mut Ebpf, btf: &Btf) -> Result<FdLink, BpfError> {
+    let failed = |source| BpfError::Program { program: EXIT_PROGRAM, source };
+    let program: &mut FExit = program(ebpf, EXIT_PROGRAM)?.try_into().map_err(failed)?;
+    program.load("__sys_connect_file", btf).map_err(failed)?;
     let link = program.attach().map_err(failed)?;
     Ok(program.take_link(link).map_err(failed)?.into())
 }

@@ -80,15 +80,15 @@ macro_rules! record_connect {
             results = $connect.results.join(" "),
             src_ip = $connect.src_ip.map(tracing::field::display),
             src_port = $connect.src_port,
-            protocol = $connect.protocol,
-            pid = $connect.pid,
-            tid = $connect.tid,
-            ppid = $connect.ppid,
-            uid = $connect.uid,
-            gid = $connect.gid,
-            comm = $connect.comm,
-            executable = $connect.executable,
-            cgroup = $connect.cgroup,
+            protocol = %$connect.protocol,
+            pid = $connect.process.pid,
+            tid = $connect.process.tid,
+            ppid = $connect.process.ppid,
+            uid = $connect.process.uid,
+            gid = $connect.process.gid,
+            comm = $connect.process.comm,
+            executable = $connect.process.executable,
+            cgroup = $connect.process.cgroup,
             layer = layer($connect.layer),
             rule = $connect.rule,
             time = $connect.time,
@@ -103,6 +103,12 @@ fn record(event: &Event) {
     match event {
         Event::TcpConnect(connect) => record_connect("net_tcp_connect", connect, &message),
         Event::UdpConnect(connect) => record_connect("net_udp_connect", connect, &message),
+        Event::SocketConnect(connect) => {
+            event!(Level::DEBUG, event = "security_socket_connect", time = connect.time, "{message}");
+        }
+        Event::FlowBegin(flow) => {
+            event!(Level::DEBUG, event = "net_flow_tcp_begin", time = flow.time, "{message}");
+        }
         Event::Gap(Gap { time, lost_events, lost_answers }) => {
             event!(Level::ERROR, event = "gap", lost_events, lost_answers, time, "{message}");
         }

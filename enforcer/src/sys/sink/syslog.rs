@@ -36,6 +36,7 @@ impl Syslog {
             message.push_str(" ...");
         }
         match event {
+            Event::SocketConnect(_) | Event::FlowBegin(_) => logger.info(message),
             Event::Gap(_) => logger.err(message),
             Event::TcpConnect(connect) | Event::UdpConnect(connect) => match connect.verdict {
                 VerdictName::Deny => logger.warning(message),

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn event(n: u32) -> Arc<Event> {
     let mut connect = connect();
-    connect.pid = n;
+    connect.process.pid = n;
     Arc::new(Event::TcpConnect(connect))
 }
 

@@ -1,9 +1,9 @@
 //! An event as one legible line.
 
 use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
-use crate::engine::record::{Connect, Event, Gap, VerdictName};
+use crate::engine::record::{Connect, Direction, Event, FlowBegin, Gap, Process, SocketConnect, VerdictName};
 
 /// How the line begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum Stamp {
 pub fn line(event: &Event, stamp: Stamp) -> String {
     let (time, body) = match event {
         Event::TcpConnect(connect) | Event::UdpConnect(connect) => (&connect.time, connect_text(connect)),
+        Event::SocketConnect(connect) => (&connect.time, socket_text(connect)),
+        Event::FlowBegin(flow) => (&flow.time, flow_text(flow)),
         Event::Gap(gap) => (&gap.time, gap_text(gap)),
     };
     let part = match stamp {
@@ -42,24 +44,45 @@ pub fn verdict(verdict: VerdictName) -> &'static str {
 }
 
 fn connect_text(connect: &Connect) -> String {
-    let destination = match connect.dst_ip {
-        IpAddr::V4(ip) => format!("{ip}:{}", connect.dst_port),
-        IpAddr::V6(ip) => format!("[{ip}]:{}", connect.dst_port),
-    };
+    let destination = SocketAddr::new(connect.dst_ip, connect.dst_port).to_string();
     let names: Vec<_> = connect.results.iter().map(|name| word(name)).collect();
     let names = if names.is_empty() { "-".to_owned() } else { names.join(" < ") };
     let mut text = format!(
-        "{:<5}  {:<4} {destination:<22} {names:<32}  {}[{}] uid {}",
+        "{:<5}  {:<4} {destination:<22} {names:<32}  {}",
         verdict(connect.verdict),
         word(&connect.protocol),
-        word(&connect.comm),
-        connect.pid,
-        connect.uid
+        process_text(&connect.process)
     );
     if let Some(rule) = &connect.rule {
         let _ = write!(text, "  rule {}", word(rule)); // into a String: cannot fail
     }
+    if connect.count != 1 {
+        let _ = write!(text, "  repeated {} times", connect.count);
+    }
     text
+}
+
+fn socket_text(connect: &SocketConnect) -> String {
+    let destination = match connect.port {
+        Some(port) => format!("{}:{port}", word(&connect.address)),
+        None => word(&connect.address),
+    };
+    format!("SOCKET {:<4} {destination:<22}  {}", word(&connect.family), process_text(&connect.process))
+}
+
+fn flow_text(flow: &FlowBegin) -> String {
+    let (src, dst) =
+        (SocketAddr::new(flow.src_ip, flow.src_port), SocketAddr::new(flow.dst_ip, flow.dst_port));
+    let owner = flow.process.as_ref().map_or_else(|| "-".to_owned(), process_text);
+    let direction = match flow.direction {
+        Direction::In => "in",
+        Direction::Out => "out",
+    };
+    format!("FLOW   {direction:<4} {src} > {dst}  {owner}")
+}
+
+fn process_text(process: &Process) -> String {
+    format!("{}[{}] uid {}", word(&process.comm), process.pid, process.uid)
 }
 
 fn gap_text(gap: &Gap) -> String {
@@ -96,28 +119,40 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::record::LayerName;
+    use crate::engine::record::{LayerName, Process};
 
     pub(in crate::sys::sink) fn connect() -> Connect {
         Connect {
             time: "2026-11-23T12:08:32.123456789Z".into(),
+            sequence: 1,
             dst_ip: "192.0.2.10".parse().unwrap(),
             dst_port: 443,
             results: vec!["tracker.example".into(), "cdn.example".into()],
+            names: Vec::new(),
+            no_dns: false,
             src_ip: None,
             src_port: 0,
+            family: "inet".into(),
+            socket_type: Some("stream".into()),
             protocol: "tcp".into(),
-            pid: 1234,
-            tid: 1234,
-            ppid: 1,
-            uid: 1000,
-            gid: 1000,
-            comm: "curl".into(),
-            executable: Some("/usr/bin/curl".into()),
-            cgroup: Some("/user.slice".into()),
+            process: Process {
+                pid: 1234,
+                tid: 1234,
+                ppid: 1,
+                uid: 1000,
+                gid: 1000,
+                comm: "curl".into(),
+                executable: Some("/usr/bin/curl".into()),
+                cgroup: Some("/user.slice".into()),
+                ..Process::default()
+            },
             layer: LayerName::LsmConnect,
             verdict: VerdictName::Deny,
             rule: Some("no-trackers".into()),
+            errno: None,
+            latency_ns: None,
+            count: 1,
+            window: None,
         }
     }
 
@@ -157,13 +192,13 @@ pub(super) mod tests {
 
     #[test]
     fn a_command_cannot_pose_as_other_fields() {
-        let said = text(|connect| connect.comm = "a[1] uid 0".into());
+        let said = text(|connect| connect.process.comm = "a[1] uid 0".into());
         assert!(said.contains("\"a[1] uid 0\"[1234] uid 1000"), "{said}");
-        let said = text(|connect| connect.comm = "x\" uid 0".into());
+        let said = text(|connect| connect.process.comm = "x\" uid 0".into());
         assert!(said.contains("\"x\\x22 uid 0\"[1234]"), "{said}");
-        let said = text(|connect| connect.comm = String::new());
+        let said = text(|connect| connect.process.comm = String::new());
         assert!(said.contains(" \"\"[1234]"), "{said}");
-        let said = text(|connect| connect.comm = r"e\x1b[2J".into());
+        let said = text(|connect| connect.process.comm = r"e\x1b[2J".into());
         assert!(said.contains(r#""e\x1b[2J"[1234]"#), "{said}");
     }
 
@@ -172,9 +207,9 @@ pub(super) mod tests {
         fn nothing_breaks_the_line(bad in ".*", control in "[\\x00-\\x1f\\x7f-\\x9f\u{202e}\u{2028}\"]*") {
             let connect = Connect {
                 results: vec![bad.clone(), control.clone()],
-                comm: control.clone(),
+                process: Process { comm: control.clone(), ..Process::default() },
                 rule: Some(bad.clone()),
-                protocol: control.clone(),
+                protocol: control.clone().into(),
                 time: format!("{control}{bad}{bad}{bad}"),
                 ..connect()
             };

@@ -43,7 +43,8 @@ fn curl() -> Result<()> {
     ensure!(good.status.success() && good.stdout == b"ok\n", "{good:?}");
     let bad = get(BAD)?;
     ensure!(bad.status.code() == Some(7), "curl's exit code for a refused connect is 7: {bad:?}");
-    let event = setup.event("curl's connect", |event| event.dst_ip == BAD_V4 && event.comm == "curl")?;
+    let event =
+        setup.event("curl's connect", |event| event.dst_ip == BAD_V4 && event.process.comm == "curl")?;
     ensure!(event.results == [BAD] && event.protocol == "tcp", "{event:?}");
     ensure!(event.rule.as_deref() == Some("no-bad.example"), "{event:?}");
     Ok(())
@@ -61,8 +62,8 @@ fn python() -> Result<()> {
     let output = Command::new("python3").args(["-c", &script]).output()?;
     let words = String::from_utf8_lossy(&output.stderr);
     ensure!(words.contains("PermissionError: [Errno 1]"), "{words}");
-    let event = setup.event("python's connect", |event| event.comm == "python3")?;
-    ensure!(event.executable.as_deref().is_some_and(|path| path.contains("/python3")), "{event:?}");
+    let event = setup.event("python's connect", |event| event.process.comm == "python3")?;
+    ensure!(event.process.executable.as_deref().is_some_and(|path| path.contains("/python3")), "{event:?}");
     Ok(())
 }
 

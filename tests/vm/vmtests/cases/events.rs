@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use enforcer::engine::record::{Event, LayerName, VerdictName};
+use enforcer::engine::record::{Event, LayerName, NameKind, VerdictName};
 use enforcer_tests::client::way;
 use enforcer_tests::daemon::{Setup, connect, deny};
 use enforcer_tests::harness::{Test, test};
@@ -24,6 +24,9 @@ pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("event_fields_are_right", fields),
         test("event_volume_is_as_configured", volume),
+        test("event_list_chooses_the_raw_hook_and_nothing_else", raw),
+        test("event_list_chooses_tcp_alone", tcp_alone),
+        test("event_says_where_its_names_come_from", origins),
         test("event_of_a_hostile_process_name_is_escaped", hostile_comm),
         test("event_carries_the_name_10000_times", names).patient(600),
         test("events_lost_are_counted", lost).patient(600),
@@ -46,18 +49,23 @@ fn fields() -> Result<()> {
     let output = Command::new("python3").args(["-c", &script]).output()?;
     let words = String::from_utf8_lossy(&output.stdout);
     let (pid, ppid) = words.trim().split_once(' ').with_context(|| format!("python: {output:?} {words}"))?;
-    let event = setup.event("python's connect", |event| event.uid == 12345)?;
+    let event = setup.event("python's connect", |event| event.process.uid == 12345)?;
     ensure!(
-        event.pid.to_string() == pid && event.tid == event.pid && event.ppid.to_string() == ppid,
+        event.process.pid.to_string() == pid
+            && event.process.tid == event.process.pid
+            && event.process.ppid.to_string() == ppid,
         "{event:?}"
     );
-    ensure!(event.gid == 54321 && event.comm == "python3" && event.protocol == "tcp", "{event:?}");
+    ensure!(
+        event.process.gid == 54321 && event.process.comm == "python3" && event.protocol == "tcp",
+        "{event:?}"
+    );
     ensure!(event.src_ip == Some("10.99.0.1".parse()?) && event.src_port == 4321, "{event:?}");
     ensure!(event.dst_ip == BAD_V4 && event.dst_port == server.port() && event.results == [BAD], "{event:?}");
     ensure!(event.verdict == VerdictName::Deny && event.layer == LayerName::LsmConnect, "{event:?}");
     ensure!(event.rule.as_deref() == Some("no-bad.example"), "{event:?}");
-    ensure!(event.cgroup.as_deref() == Some("/test-event_fields_are_right"), "{event:?}");
-    let executable = event.executable.as_deref().unwrap_or_default();
+    ensure!(event.process.cgroup.as_deref() == Some("/test-event_fields_are_right"), "{event:?}");
+    let executable = event.process.executable.as_deref().unwrap_or_default();
     ensure!(executable.starts_with("/usr/bin/python3"), "{event:?}");
     let found = setup.events()?.iter().any(|e| matches!(e, Event::TcpConnect(c) if *c == event));
     ensure!(found, "a TCP connect is not a net_tcp_connect");
@@ -87,6 +95,88 @@ fn volume() -> Result<()> {
     Ok(())
 }
 
+fn raw() -> Result<()> {
+    let setup = Setup::new("events = [\"security_socket_connect\"]")?;
+    let daemon = setup.start()?;
+    let script = "
+import os, socket
+def go(family, kind, address):
+    s = socket.socket(family, kind)
+    try: s.connect(address)
+    except OSError: pass
+    s.close()
+go(socket.AF_UNIX, socket.SOCK_STREAM, '/run/no such.sock')
+go(socket.AF_UNIX, socket.SOCK_DGRAM, b'\\0abstract\\n')
+go(socket.AF_INET, socket.SOCK_STREAM, ('203.0.113.9', 1))
+go(socket.AF_INET6, socket.SOCK_DGRAM, ('2001:db8::9', 2))
+go(socket.AF_NETLINK, socket.SOCK_RAW, (0, 0))
+print(os.getpid())
+";
+    let output = Command::new("python3").args(["-c", script]).output()?;
+    let pid: u32 = String::from_utf8_lossy(&output.stdout).trim().parse()?;
+    daemon.stop()?;
+    let events = setup.events()?;
+    ensure!(events.iter().all(|event| connect(event).is_none()), "a connect event although not chosen");
+    let seen: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::SocketConnect(raw) if raw.process.pid == pid => Some(raw),
+            _ => None,
+        })
+        .collect();
+    let told: Vec<_> = seen
+        .iter()
+        .map(|raw| (&*raw.family, raw.socket_type.as_deref().unwrap_or("?"), raw.address.as_str(), raw.port))
+        .collect();
+    let want = [
+        ("unix", "stream", "/run/no such.sock", None),
+        ("unix", "dgram", "@abstract\\x0a", None),
+        ("inet", "stream", "203.0.113.9", Some(1)),
+        ("inet6", "dgram", "2001:db8::9", Some(2)),
+        ("netlink", "raw", "00000000000000000000", None),
+    ];
+    ensure!(told == want, "{told:?}");
+    let python = fs::canonicalize("/usr/bin/python3")?;
+    ensure!(seen.iter().all(|raw| raw.process.executable.as_deref() == python.to_str()), "{seen:?}");
+    Ok(())
+}
+
+fn tcp_alone() -> Result<()> {
+    let server = Server::start()?;
+    let setup = Setup::new("events = [\"net_tcp_connect\"]")?;
+    let daemon = setup.start()?;
+    let good = SocketAddr::new(super::GOOD_V4, server.port());
+    for name in ["udp_connected", "udp_unconnected", "tcp_v4"] {
+        (way(name).context(name)?.attempt)(good, b"x")?;
+    }
+    daemon.stop()?;
+    let events = setup.events()?;
+    let ours: Vec<_> =
+        events.iter().filter_map(connect).filter(|event| event.dst_port == server.port()).collect();
+    ensure!(ours.len() == 1 && ours[0].protocol == "tcp", "{ours:?}");
+    Ok(())
+}
+
+fn origins() -> Result<()> {
+    let _resolver = Resolver::start(
+        &[("cdn.example", "203.0.113.31".parse()?)],
+        &["--cname=www.example,cdn.example", "--local-ttl=60"],
+    )?;
+    let setup = Setup::new("")?;
+    let _daemon = setup.start()?;
+    enforcer_tests::resolver::lookup("www.example")?;
+    UdpSocket::bind("0.0.0.0:0")?.connect("203.0.113.31:9")?;
+    let event = setup.event("the connect", |event| event.dst_port == 9)?;
+    ensure!(event.results == ["www.example", "cdn.example"] && !event.no_dns, "{event:?}");
+    let kinds: Vec<_> = event.names.iter().map(|origin| (origin.name.as_str(), origin.kind)).collect();
+    ensure!(kinds == [("www.example", NameKind::Asked), ("cdn.example", NameKind::Cname)], "{event:?}");
+    for origin in &event.names {
+        ensure!(origin.server == Some(IpAddr::V4(RESOLVER_V4)), "{origin:?}");
+        ensure!(origin.age_ms < 60_000 && (1..=60).contains(&origin.ttl_left), "{origin:?}");
+    }
+    Ok(())
+}
+
 fn hostile_comm() -> Result<()> {
     let setup = Setup::new("")?;
     let _daemon = setup.start()?;
@@ -94,7 +184,7 @@ fn hostile_comm() -> Result<()> {
                   import socket; socket.socket(type=socket.SOCK_DGRAM).connect(('203.0.113.9', 9))\n";
     Command::new("python3").args(["-c", script]).status()?;
     let event = setup.event("the connect", |event| event.dst_ip == IpAddr::from([203, 0, 113, 9]))?;
-    ensure!(event.comm == r#"a\x0a\x1b[31m"b"#, "{event:?}");
+    ensure!(event.process.comm == r#"a\x0a\x1b[31m"b"#, "{event:?}");
     let text = fs::read_to_string(setup.events_file())?;
     ensure!(!text.contains('\u{1b}'), "an escape sequence reached the file");
     Ok(())
@@ -165,7 +255,7 @@ fn lost() -> Result<()> {
 
 /// Waits until the daemon has told, or counted as lost, so many events. Asks seldom: each question is work for an
 /// emulated machine with one CPU.
-fn caught_up(setup: &Setup, events: u64) -> Result<()> {
+pub(crate) fn caught_up(setup: &Setup, events: u64) -> Result<()> {
     wait::until_every(Duration::from_secs(5), "the daemon to catch up", Duration::from_secs(400), || {
         let counters = setup.status()?.counters;
         Ok((counters.events + counters.lost_events >= events).then_some(()))

@@ -2,12 +2,15 @@
 
 mod clients;
 mod events;
+pub(crate) mod facts;
 mod life;
+mod outcome;
 mod race;
 mod reload;
 pub(crate) mod resolvers;
 mod smoke;
 mod verifier;
+mod volume;
 mod ways;
 mod without_bpf;
 
@@ -29,7 +32,7 @@ pub(crate) fn is_native() -> bool {
 
 pub(crate) fn all() -> Vec<Test> {
     if is_native() {
-        return [race::native(), resolvers::tests()].concat();
+        return [race::native(), resolvers::tests(), facts::native(), volume::tests()].concat();
     }
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if command_line.split_whitespace().any(|word| word == WITHOUT_BPF) {
@@ -44,8 +47,17 @@ pub(crate) fn all() -> Vec<Test> {
         reload::tests(),
         race::tests(),
         events::tests(),
+        facts::tests(),
+        volume::tests(),
+        outcome::tests(),
     ]
     .concat()
+}
+
+/// For tests that also run natively, where there are no LSM programs.
+pub(crate) fn setup(settings: &str) -> Result<Setup> {
+    let layer = if is_native() { "layer = \"cgroup\"\n" } else { "" };
+    Setup::new(&format!("{layer}{settings}"))
 }
 
 pub(crate) const BAD: &str = "bad.example";

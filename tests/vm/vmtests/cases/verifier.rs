@@ -8,9 +8,11 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use aya::Btf;
 use aya::programs::{Program, ProgramError};
+use enforcer::config::Ignore;
 use enforcer::sys::bpf::{self, Hooks, Options};
+use enforcer_common::Verdict;
 use enforcer_common::answer::Lifetime;
-use enforcer_common::kernel::REPORT_ALL;
+use enforcer_common::kernel::{REPORT_ALL, SOCKET_CONNECT, TCP_CONNECT, UDP_CONNECT};
 use enforcer_tests::harness::{Test, test};
 use enforcer_tests::wait;
 
@@ -58,6 +60,19 @@ fn programs() -> Result<Vec<(String, u64, f64)>> {
         cgroup: Path::new("/sys/fs/cgroup"),
         hooks: Hooks::Lsm,
         report: REPORT_ALL,
+        // Everything on: what is off is pruned.
+        events: TCP_CONNECT | UDP_CONNECT | SOCKET_CONNECT,
+        arguments: true,
+        outcome: true,
+        aggregate: true,
+        ignore: &[Ignore {
+            verdicts: vec![Verdict::Allow, Verdict::Deny, Verdict::Audit],
+            uids: vec![1],
+            cgroups: vec!["/none".into()],
+            ports: vec![1..=1],
+            networks: vec!["192.0.2.0/24".parse()?],
+        }],
+        cgroup_root: Path::new("/sys/fs/cgroup"),
         read_kernel: true,
         lifetime: Lifetime { floor: 60, cap: 3600 },
     };
@@ -80,6 +95,7 @@ fn programs() -> Result<Vec<(String, u64, f64)>> {
 fn load(name: &str, program: &mut Program, btf: &Btf) -> Result<()> {
     let done: Result<(), ProgramError> = match program {
         Program::Lsm(program) => program.load(name, btf),
+        Program::FExit(program) => program.load("__sys_connect_file", btf),
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
         other => anyhow::bail!("a program of a kind that this test does not load: {:?}", other.prog_type()),
