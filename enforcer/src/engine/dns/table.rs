@@ -127,7 +127,8 @@ impl Table {
         if full || chain.is_empty() || until <= now || self.find(addr, chain).is_some() {
             return false;
         }
-        self.insert(Binding { chain: chain.into(), addr, until, seen: now });
+        // What its TTL was is not remembered: it counts as run out.
+        self.insert(Binding { chain: chain.into(), addr, until, seen: now, server: None, ttl_until: now });
         true
     }
 
