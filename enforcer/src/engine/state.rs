@@ -436,12 +436,12 @@ mod tests {
         let steps = state.set_policy(compiled(".bad.example"), 2 * SECOND);
         assert!(matches!(steps[..], [Step::Put(addr, _)] if addr == bad.addr), "{steps:?}");
         // The next boot is told the same, and nothing about what no rule names.
-        assert_eq!(state.remembered(2 * SECOND, 9), [bad.clone()]);
+        assert_eq!(state.remembered(2 * SECOND, 9), std::slice::from_ref(&bad));
         assert_eq!(state.remembered(2 * SECOND, 0), []);
         assert_eq!(state.remembered(50 * SECOND, 9), []);
 
         let mut freed = State::new(TABLE, NeverDeny::default());
-        freed.restore(&[bad.clone()], 0);
+        freed.restore(std::slice::from_ref(&bad), 0);
         assert_eq!(freed.set_policy(compiled("other.example"), 0), []);
         let host = HashSet::from([bad.addr]);
         let mut protected = State::new(TABLE, NeverDeny { host, ..NeverDeny::default() });
