@@ -104,8 +104,14 @@ fn settings_page(date: &str) -> Result<Vec<u8>> {
         page.control("TP", []).text([bold(setting.key), roman(default)]);
         let blocks = document::blocks(&setting.comment);
         for block in &blocks {
-            let (Block::Text(text) | Block::Literal(text)) = block;
-            page.text([roman(text.replace('\n', " "))]);
+            match block {
+                Block::Literal(text) if setting.is_table => {
+                    page.control("nf", []).text([roman(text.clone())]).control("fi", []);
+                }
+                Block::Literal(text) | Block::Text(text) => {
+                    page.text([roman(text.replace('\n', " "))]);
+                }
+            }
         }
     }
     page.control("SH", ["SINKS"]);
@@ -187,7 +193,10 @@ mod tests {
         assert!(keys.len() >= 5, "{said}");
         let page = page("enforcer-policy.5");
         for key in keys {
-            assert!(page.lines().any(|line| line.starts_with(key) && line.contains(" = ")), "{key}\n{page}");
+            assert!(
+                page.lines().any(|line| line.trim_start().starts_with(key) && line.contains(" = ")),
+                "{key}\n{page}"
+            );
         }
     }
 

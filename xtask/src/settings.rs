@@ -13,6 +13,8 @@ pub(crate) struct Setting {
     pub(crate) default: Option<toml::Value>,
     /// Comment lines above the setting.
     pub(crate) comment: String,
+    /// Written as `[[key]]`, as often as wanted.
+    pub(crate) is_table: bool,
 }
 
 /// In the order of the file. A paragraph is a comment, and a setting: `#key = default`, or `Example: key = …` in
@@ -39,11 +41,14 @@ fn paragraph(text: &str) -> Result<Vec<Setting>> {
     for line in text.lines().filter(is_setting) {
         let table: toml::Table = line[1..].parse().with_context(|| line.to_owned())?;
         let (key, default) = table.into_iter().next().with_context(|| line.to_owned())?;
-        settings.push(Setting { key, default: Some(default), comment: comment.clone() });
+        settings.push(Setting { key, default: Some(default), comment: comment.clone(), is_table: false });
     }
-    if let (true, Some((_, example))) = (settings.is_empty(), text.split_once("# Example: ")) {
+    if let Some(table) = text.lines().find_map(|line| line.strip_prefix("# [[")?.strip_suffix("]]")) {
+        let default = None;
+        settings.push(Setting { key: table.to_owned(), default, comment, is_table: true });
+    } else if let (true, Some((_, example))) = (settings.is_empty(), text.split_once("# Example: ")) {
         let (key, _) = example.split_once(" = ").with_context(|| example.to_owned())?;
-        settings.push(Setting { key: key.to_owned(), default: None, comment });
+        settings.push(Setting { key: key.to_owned(), default: None, comment, is_table: false });
     }
     Ok(settings)
 }
@@ -56,6 +61,7 @@ pub(crate) fn schema() -> Result<String> {
         let mut property = match &setting.default {
             Some(toml::Value::Boolean(_)) => json!({ "type": "boolean" }),
             Some(toml::Value::Array(_)) => json!({ "type": "array", "items": { "type": "string" } }),
+            _ if setting.is_table => json!({ "type": "array", "items": { "type": "object" } }),
             Some(toml::Value::Integer(_)) => json!({ "type": "integer" }),
             _ => json!({ "type": "string" }),
         };
