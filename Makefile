@@ -4,7 +4,7 @@ KERNELS ?= 6.1 6.12
 TEST ?=
 export PATH := $(CURDIR)/.lab/tools/bin:$(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup build test unit vm native bench fuzz demo lint clean
+.PHONY: help setup build test unit vm native bench fuzz demo packages story acceptance lint clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -35,6 +35,16 @@ fuzz: setup ## fuzz every parser: make fuzz SECONDS=600
 
 demo: setup ## watch it work in a full Debian VM
 	@tests/vm/lab demo
+
+packages: setup ## build the deb and the rpm into dist/, and check them
+	@packaging/build
+	@packaging/check
+
+story: setup ## install, use, reboot, upgrade and purge the packages in a VM: make story CHAPTERS="install deny" BOOTS=20
+	@tests/vm/lab story --boots $(or $(BOOTS),1) $(CHAPTERS)
+
+acceptance: setup ## the same under Vagrant, in a box made from Debian's packages: make acceptance BOOTS=20
+	@vagrant/acceptance $(or $(BOOTS),1)
 
 lint: ## formatting, clippy, licences and advisories
 	cargo fmt --all --check

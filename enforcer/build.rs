@@ -76,14 +76,26 @@ fn compile(ebpf: &Path, target_dir: &Path, path: &OsString) -> Result<PathBuf, S
         .env("RUSTC", &rustc)
         // -Z on a released compiler: its own library sources match it.
         .env("RUSTC_BOOTSTRAP", "1")
-        // Callbacks and typed maps need BTF, which is made from the debug information.
-        .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(ebpf).join("\x1f"))
         .status()
         .map_err(|error| format!("cannot run {}: {error}", cargo.display()))?;
     if !status.success() {
         return Err(format!("compiling the eBPF object with {} failed ({status})", rustc.display()));
     }
     Ok(target_dir.join(TARGET).join("release").join(OBJECT))
+}
+
+fn flags(ebpf: &Path) -> Vec<String> {
+    // Callbacks and typed maps need BTF, which is made from the debug information.
+    let mut flags = vec!["-Cdebuginfo=2".to_owned(), "-Clink-arg=--btf".to_owned()];
+    // And that names files: the same ones wherever it is compiled.
+    let home = env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"));
+    let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from).or(home);
+    let places = [(ebpf.parent().map(Path::to_owned), "/enforcer"), (cargo_home, "/cargo")];
+    for (from, to) in places.iter().filter_map(|(from, to)| Some((from.as_ref()?, to))) {
+        flags.push(format!("--remap-path-prefix={}={to}", from.display()));
+    }
+    flags
 }
 
 fn compiler_with_sources() -> Result<PathBuf, String> {

@@ -3,11 +3,11 @@
 mod dns;
 mod machine;
 #[path = "../packet/message.rs"]
-#[expect(dead_code, reason = "shared with the packet test, which uses all of it")]
+#[expect(dead_code, clippy::unwrap_used, reason = "shared with the packet test, which uses all of it")]
 mod message;
 mod scale;
 #[path = "../packet/subject.rs"]
-#[expect(dead_code, reason = "shared with the packet test, which uses all of it")]
+#[expect(dead_code, clippy::unwrap_used, reason = "shared with the packet test, which uses all of it")]
 mod subject;
 
 use std::process::ExitCode;

@@ -131,7 +131,8 @@ fn compare(run: &Run, rules: &Rules, message: &[u8]) -> Result<(), String> {
     let claimed = |pick: fn(&Entry) -> u64, of: &BTreeMap<Addr, Entry>| -> BTreeSet<Addr> {
         of.iter().filter(|(_, entry)| pick(entry) != 0).map(|(addr, _)| *addr).collect()
     };
-    let (deny, allow): (fn(&Entry) -> u64, fn(&Entry) -> u64) = (|e| e.deny.until, |e| e.allow.until);
+    let deny = |entry: &Entry| entry.deny.until;
+    let allow = |entry: &Entry| entry.allow.until;
     match run.outcome {
         Outcome::Decided => {
             if who(&run.entered) != who(&want) {

@@ -91,7 +91,7 @@ impl Subject {
 
     /// The packet's way through the program. What it entered is taken out again.
     pub(crate) fn run(&mut self, frame: &[u8]) -> Run {
-        let frame = &self.to_somebody_else(frame);
+        let frame = &self.for_another_client(frame);
         let result = self
             .program()
             .test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() })
@@ -115,7 +115,7 @@ impl Subject {
 
     /// Whether the packet is delivered, and whether its record says that it was dropped.
     pub(crate) fn pass(&mut self, frame: &[u8]) -> (bool, bool) {
-        let frame = &self.to_somebody_else(frame);
+        let frame = &self.for_another_client(frame);
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
         let result = self.program().test_run(options).unwrap();
         let record = self.ring.next().expect("a packet from port 53 is copied");
@@ -124,7 +124,7 @@ impl Subject {
     }
 
     /// The same packet for another client: what it says is news.
-    fn to_somebody_else(&mut self, frame: &[u8]) -> Vec<u8> {
+    fn for_another_client(&mut self, frame: &[u8]) -> Vec<u8> {
         let mut frame = frame.to_vec();
         self.clients += 1;
         let end = if frame[14] >> 4 == 4 { 14 + 20 } else { 14 + 40 };

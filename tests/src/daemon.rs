@@ -35,9 +35,10 @@ impl Setup {
         fs::create_dir_all(directory.join("policies.d"))?;
         let setup = Self { directory };
         let text = format!(
-            "policies = \"{}\"\nsocket = \"{}\"\n{settings}\n[[sink]]\ntype = \"json\"\npath = \"{}\"\n",
+            "policies = \"{}\"\nsocket = \"{}\"\nstate = \"{}\"\n{settings}\n[[sink]]\ntype = \"json\"\npath = \"{}\"\n",
             setup.policies().display(),
             setup.directory.join("control.sock").display(),
+            setup.directory.join("state.json").display(),
             setup.events_file().display()
         );
         fs::write(setup.config(), text)?;

@@ -4,6 +4,7 @@ mod check;
 mod client;
 mod denied;
 mod events;
+mod release;
 mod report;
 mod run;
 mod status;
@@ -49,6 +50,7 @@ enum Command {
     Report(Box<report::Args>),
     Top(Box<top::Args>),
     Denied(denied::Args),
+    Release(release::Args),
 }
 
 /// For man pages and completions.
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Report(args) => report::run(&args, config),
         Command::Top(args) => top::run(&args, config),
         Command::Denied(args) => denied::run(&args, config),
+        Command::Release(args) => release::run(&args, config),
     };
     done.unwrap_or_else(|failure| failure.report()).into()
 }

@@ -47,6 +47,7 @@ pub struct Config {
     pub pin: PathBuf,
     /// `None`: nowhere.
     pub metrics: Option<Metrics>,
+    pub state: PathBuf,
     /// As written; what an empty list means depends on the surroundings, see [`Config::sinks_or_default`].
     pub sinks: Vec<SinkConfig>,
 }
@@ -126,6 +127,7 @@ impl Default for Config {
             cgroup: None,
             pin: "/sys/fs/bpf/enforcer".into(),
             metrics: None,
+            state: "/var/lib/enforcer/state.json".into(),
             sinks: Vec::new(),
         }
     }

@@ -50,6 +50,7 @@ const KEYS: &[&str] = &[
     "cgroup",
     "pin",
     "metrics",
+    "state",
     "sink",
 ];
 
@@ -82,6 +83,7 @@ impl Reader<'_> {
                 "cgroup" => config.cgroup = self.path(name, value),
                 "pin" => put(&mut config.pin, self.path(name, value)),
                 "metrics" => config.metrics = self.metrics(name, value),
+                "state" => put(&mut config.state, self.path(name, value)),
                 "sink" => config.sinks = self.sinks(value),
                 _ => self.unknown_key(key, KEYS, "enforcer.toml"),
             }

@@ -25,6 +25,8 @@ pub(super) struct Installer {
     /// Addresses that could not be denied.
     pub(super) failed_inserts: u64,
     pub(super) adopted: usize,
+    /// Changes of the address map, so far.
+    pub(super) changes: u64,
     /// Addresses that had been entered when answers began to be entered into the other map.
     entered_before: u64,
 }
@@ -32,7 +34,7 @@ pub(super) struct Installer {
 impl Installer {
     pub(super) fn new(kernel: Kernel) -> Result<Self, BpfError> {
         let networks = kernel.networks()?.into_iter().collect();
-        Ok(Self { kernel, networks, failed_inserts: 0, adopted: 0, entered_before: 0 })
+        Ok(Self { kernel, networks, failed_inserts: 0, adopted: 0, changes: 0, entered_before: 0 })
     }
 
     /// What an earlier daemon left in the address map, and what the packet path entered meanwhile, which is put
@@ -50,6 +52,7 @@ impl Installer {
 
     pub(super) fn apply(&mut self, steps: Vec<Step>, state: &mut State) {
         for step in steps {
+            self.changes += 1;
             match step {
                 Step::Put(addr, entry) => {
                     if let Err(error) = self.kernel.put_address(addr, entry) {

@@ -2,6 +2,7 @@
 
 mod installer;
 mod policies;
+mod remember;
 mod repeats;
 mod report;
 mod start;
@@ -30,10 +31,12 @@ use crate::sys::metrics::{self, Metrics};
 use crate::sys::process::Processes;
 use crate::sys::ring::Record;
 use crate::sys::sink::Sinks;
+use crate::sys::systemd::{self, Stop};
 use crate::sys::{clock, host, memory, policy_dir};
 
 use installer::Installer;
 use policies::Policies;
+use remember::Memory;
 use repeats::Firsts;
 use start::Started;
 
@@ -43,12 +46,16 @@ const SLICE: u64 = 10_000_000;
 const BATCH: usize = 32;
 /// For a backlog when the daemon is stopped: below the 90 s after which systemd kills.
 const STOP_PATIENCE: u64 = 20_000_000_000;
+/// For systemd to say why it stops us.
+const ASK_PATIENCE: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(500);
 /// Ticks between two looks at the host's own addresses, and between two canaries.
 const HOST_TICKS: u64 = 10;
 const CANARY_TICKS: u64 = 60;
 /// Ticks between two rotations: so often room is made in the map that the packet path enters answers into.
 const ROTATION_TICKS: u64 = 1200;
+/// Ticks between two writes of the state file, if there is something new: what a power cut can cost.
+const MEMORY_TICKS: u64 = 10;
 /// Slices of the ring that may hold up the loop while a rotation is settled; the rest waits for the next turn.
 const SETTLE: usize = 20;
 /// A connect that takes longer than this has returned, and it was missed: TCP gives up after two minutes.
@@ -105,6 +112,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         state: start::state(&config)?,
         installer: Installer::new(kernel)?,
         policies: Policies::new(config.policies.clone(), lists),
+        memory: Memory::new(config.state.clone()),
         processes: Processes::new(cgroup, config.arguments),
         sinks,
         metrics,
@@ -122,10 +130,31 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         config,
     };
     daemon.begin();
-    daemon.run(ring, changes, requests).await?;
+    let mut ring = ring;
+    daemon.run(&mut ring, changes, requests).await?;
     drop(stop);
     let _ = control.await;
-    daemon.end()
+    let why = why_stopped().await;
+    if daemon.releases(why) {
+        daemon.drain_rest(ring.get_mut());
+        daemon.tell_overdue(u64::MAX);
+        daemon.sum_up(ring.get_mut());
+    }
+    daemon.memory.keep_now(&daemon.state, daemon.installer.changes).await;
+    daemon.end(why)
+}
+
+/// `None`: it could not be found out, which must not open anything.
+async fn why_stopped() -> Option<Stop> {
+    let asked = tokio::task::spawn_blocking(systemd::why_stopped);
+    let error = match tokio::time::timeout(ASK_PATIENCE, asked).await {
+        Ok(Ok(Ok(why))) => return Some(why),
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {ASK_PATIENCE:?}"),
+    };
+    warn!(error, "cannot ask systemd whether this is a stop or a restart");
+    None
 }
 
 /// Ends when the other side of the channel is dropped.
@@ -145,6 +174,7 @@ struct Daemon {
     state: State,
     installer: Installer,
     policies: Policies,
+    memory: Memory,
     processes: Processes,
     sinks: Sinks,
     metrics: Option<Arc<Metrics>>,
@@ -174,7 +204,9 @@ impl Daemon {
         self.losses = self.read_losses();
         self.settled = self.losses;
         self.installer.protect(self.state.never_deny());
+        self.memory.restore(&mut self.state);
         self.reload("start");
+        self.installer.kernel().supersede();
         // Of a daemon before this one, or while none ran.
         self.tell_counted();
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -183,7 +215,7 @@ impl Daemon {
 
     async fn run(
         &mut self,
-        mut ring: AsyncFd<Ring>,
+        ring: &mut AsyncFd<Ring>,
         mut changes: mpsc::Receiver<()>,
         mut requests: mpsc::Receiver<Query>,
     ) -> Result<(), DaemonError> {
@@ -208,6 +240,9 @@ impl Daemon {
                     self.tick();
                     // Should a wake-up ever be lost, it costs half a second and not the enforcement.
                     self.drain(ring.get_mut());
+                    if self.ticks.is_multiple_of(MEMORY_TICKS) {
+                        self.memory.keep(&self.state, self.installer.changes).await;
+                    }
                     self.end_window(ring.get_mut(), clock::boot_ns());
                 }
                 ready = ring.readable_mut() => {
@@ -221,13 +256,14 @@ impl Daemon {
                 }
             }
         }
-        self.drain_rest(ring.get_mut());
-        self.tell_overdue(u64::MAX);
-        self.sum_up(ring.get_mut());
         Ok(())
     }
 
-    /// Handles what happened before the stop: the ring goes with the programs.
+    fn releases(&self, why: Option<Stop>) -> bool {
+        why == Some(Stop::Asked) && self.config.on_stop == OnStop::Release
+    }
+
+    /// Handles what happened before the stop, if the ring goes with the programs; else the next daemon reads it.
     fn drain_rest(&mut self, ring: &mut Ring) {
         let end = clock::boot_ns() + STOP_PATIENCE;
         while !self.drain(ring) {
@@ -237,6 +273,7 @@ impl Daemon {
                 );
                 return;
             }
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
         }
     }
 
@@ -442,14 +479,19 @@ impl Daemon {
         let _ = reply.send(report::reply(self, request));
     }
 
-    fn end(self) -> Result<ExitCode, DaemonError> {
+    fn end(self, why: Option<Stop>) -> Result<ExitCode, DaemonError> {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        match self.config.on_stop {
-            OnStop::Release => {
-                self.installer.release()?;
-                info!("stopped: nothing is enforced any more");
-            }
-            OnStop::Keep => info!("stopped: what was denied stays denied (on_stop = \"keep\")"),
+        let releases = self.releases(why);
+        if releases {
+            self.installer.release()?;
+        }
+        let rest = "what was denied stays denied; `enforcer release` lets go";
+        match why {
+            _ if releases => info!("stopped: nothing is enforced any more"),
+            Some(Stop::Restart) => info!("stopped for a restart: what was denied stays denied"),
+            Some(Stop::Shutdown) => info!("stopped for a shutdown: what was denied stays denied"),
+            Some(Stop::Asked) => info!("stopped: {rest} (on_stop = \"keep\")"),
+            None => warn!("stopped: {rest}"),
         }
         let waiting = self.sinks.flush(Duration::from_secs(2));
         if waiting > 0 {

@@ -2,6 +2,7 @@
 //! address map, events for the sinks.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use enforcer_common::event::{AF_INET, AF_INET6, AnswerRecord, ConnectRecord, Layer, RETURNED};
 use enforcer_common::verdict::BootNanos;
@@ -72,6 +73,15 @@ pub struct Claimed {
     pub until: BootNanos,
 }
 
+/// A way from a name to an address that outlives a boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// The asked name, then its aliases in order. Never empty.
+    pub chain: Arc<[Name]>,
+    pub addr: Addr,
+    pub until: BootNanos,
+}
+
 #[derive(Debug)]
 pub struct State {
     /// `None`: no policy could be loaded yet, and what was adopted stays as it is.
@@ -100,6 +110,30 @@ impl State {
         for (addr, entry) in entries {
             self.planner.adopt(addr, entry);
         }
+    }
+
+    /// Takes over what a daemon before this one remembered; rules are matched with it when they come. Gives how
+    /// many bindings were taken.
+    pub fn restore(&mut self, bindings: &[Remembered], now: BootNanos) -> usize {
+        let take = |known: &&Remembered| self.table.restore(&known.chain, known.addr, known.until, now);
+        bindings.iter().filter(take).count()
+    }
+
+    /// What the next boot should know: how names led to addresses that rules speak about. At most `limit`, those
+    /// that last longest.
+    pub fn remembered(&self, now: BootNanos, limit: usize) -> Vec<Remembered> {
+        let addrs = self.planner.installed().keys().copied();
+        let alive = addrs.flat_map(|addr| self.table.bindings(addr)).filter(|binding| now < binding.until);
+        let mut all: Vec<Remembered> = alive
+            .map(|binding| Remembered {
+                chain: binding.chain.clone(),
+                addr: binding.addr,
+                until: binding.until,
+            })
+            .collect();
+        all.sort_by(|a, b| (b.until, a.addr, &a.chain).cmp(&(a.until, b.addr, &b.chain)));
+        all.truncate(limit);
+        all
     }
 
     /// Takes over what the packet path entered for answers that were lost on their way here.
@@ -370,5 +404,48 @@ fn verdict_name(byte: u8) -> VerdictName {
         Some(Verdict::Allow) | None => VerdictName::Allow,
         Some(Verdict::Deny) => VerdictName::Deny,
         Some(Verdict::Audit) => VerdictName::Audit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::policy::{self, Lists};
+
+    const SECOND: BootNanos = 1_000_000_000;
+    const TABLE: TableConfig = TableConfig { ttl_floor: 10, ttl_cap: 100, capacity: 100 };
+
+    fn compiled(host: &str) -> Compiled {
+        let text = format!("[[rule]]\nname = \"r\"\naction = \"deny\"\nhosts = [\"{host}\"]\n");
+        let source = policy::Source { path: "p.toml".into(), bytes: text.into_bytes() };
+        Compiled::new(&policy::parse(&[source]).unwrap().set, &Lists::default(), [1, 2]).unwrap()
+    }
+
+    fn known(names: &[&str], last: u8, until: BootNanos) -> Remembered {
+        let chain = names.iter().map(|name| Name::from_text(name).unwrap()).collect();
+        Remembered { chain, addr: Addr::from_v4([198, 51, 100, last]), until }
+    }
+
+    #[test]
+    fn what_is_remembered_is_denied_after_a_boot_if_the_rules_say_so() {
+        let bad = known(&["www.bad.example", "cdn.example"], 1, 50 * SECOND);
+        let kept =
+            [bad.clone(), known(&["good.example"], 2, 50 * SECOND), known(&["bad.example"], 3, SECOND)];
+        let mut state = State::new(TABLE, NeverDeny::default());
+        assert_eq!(state.restore(&kept, 2 * SECOND), 2);
+        let steps = state.set_policy(compiled(".bad.example"), 2 * SECOND);
+        assert!(matches!(steps[..], [Step::Put(addr, _)] if addr == bad.addr), "{steps:?}");
+        // The next boot is told the same, and nothing about what no rule names.
+        assert_eq!(state.remembered(2 * SECOND, 9), std::slice::from_ref(&bad));
+        assert_eq!(state.remembered(2 * SECOND, 0), []);
+        assert_eq!(state.remembered(50 * SECOND, 9), []);
+
+        let mut freed = State::new(TABLE, NeverDeny::default());
+        freed.restore(std::slice::from_ref(&bad), 0);
+        assert_eq!(freed.set_policy(compiled("other.example"), 0), []);
+        let host = HashSet::from([bad.addr]);
+        let mut protected = State::new(TABLE, NeverDeny { host, ..NeverDeny::default() });
+        protected.restore(&[bad], 0);
+        assert_eq!(protected.set_policy(compiled(".bad.example"), 0), []);
     }
 }

@@ -19,6 +19,11 @@ pub fn wall_time(stamp_ns: u64) -> String {
     rfc3339(wall_ns(read(ClockId::Realtime), read(ClockId::Boottime), stamp_ns))
 }
 
+/// Nanoseconds since 1970 by the wall clock: the only time that means the same after a reboot.
+pub fn wall_now() -> u64 {
+    u64::try_from(read(ClockId::Realtime)).unwrap_or(0)
+}
+
 fn read(clock: ClockId) -> i128 {
     let now = clock_gettime(clock);
     i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)

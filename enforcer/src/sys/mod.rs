@@ -16,3 +16,5 @@ pub mod process;
 pub mod random;
 pub mod ring;
 pub mod sink;
+pub mod state_file;
+pub mod systemd;

@@ -9,7 +9,7 @@ import sys
 import time
 
 # Real colours for the host to show or to strip; no pagers.
-ENVIRONMENT = os.environ | {"CLICOLOR_FORCE": "1", "SYSTEMD_COLORS": "1", "SYSTEMD_PAGER": "", "COLUMNS": "100"}
+ENVIRONMENT = os.environ | {"CLICOLOR_FORCE": "1", "SYSTEMD_COLORS": "1", "SYSTEMD_PAGER": "", "SYSTEMD_URLIFY": "0", "COLUMNS": "100"}
 PATIENCE_SECONDS = 30
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -33,31 +33,35 @@ def run():
     guest, root = kernel(SERIES), root_image()
     with scratch("demo") as work:
         disk = payload.disk(work, {"enforcer": binary}, "", [CHECKOUT / file for file in FILES])
-        console = work / "console"
         command = machine(guest, root, disk, "/payload/demo/init", extra="systemd.show_status=no net.ifnames=0")
-        command += ["-chardev", f"file,id=console,path={console}", "-serial", "chardev:console", "-serial", "stdio"]
-        story = Story(f"Debian 12, kernel {guest.release}")
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            watchdog = threading.Timer(LIMIT_SECONDS, process.kill)
-            watchdog.start()
-            try:
-                for line in process.stdout:
-                    story.take(line)
-            finally:
-                watchdog.cancel()
-                process.kill()
-            words = process.stderr.read().decode(errors="replace").strip()
-        if story.outcome is None:
-            text = console.read_text(errors="replace") if console.exists() else ""
-            tail = "\n".join(f"  | {line}" for line in [*words.splitlines(), *text.splitlines()[-CONSOLE_TAIL:]])
-            raise LabError(f"the machine stopped or hung before the demo ended; its console:\n{tail}")
+        return tell(command, Story(f"Debian 12, kernel {guest.release}"), work / "console", LIMIT_SECONDS)
+
+
+def tell(command, story, console, limit):
+    """Starts the machine, and shows the story that it tells on its second line."""
+    command += ["-chardev", f"file,id=console,path={console}", "-serial", "chardev:console", "-serial", "stdio"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        watchdog = threading.Timer(limit, process.kill)
+        watchdog.start()
+        try:
+            for line in process.stdout:
+                story.take(line)
+        finally:
+            watchdog.cancel()
+            process.kill()
+        words = process.stderr.read().decode(errors="replace").strip()
+    if story.outcome is None:
+        text = console.read_text(errors="replace") if console.exists() else ""
+        tail = "\n".join(f"  | {line}" for line in [*words.splitlines(), *text.splitlines()[-CONSOLE_TAIL:]])
+        raise LabError(f"the machine stopped or hung before the story ended; its console:\n{tail}")
     return story.outcome
 
 
 class Story:
     """Renders the guest's JSON lines (tests/vm/demo/stage.py)."""
 
-    def __init__(self, system):
+    def __init__(self, system, name="demo"):
+        self.name = name
         self.colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         self.begin = time.monotonic()
         self.steps = 0
@@ -89,7 +93,7 @@ class Story:
                 self.outcome = 1
             case "end":
                 say("")
-                self.show(BOLD + GREEN, f"demo: {text}")
+                self.show(BOLD + GREEN, f"{self.name}: {text}")
                 self.outcome = 0
 
     def heading(self, text):

@@ -16,12 +16,15 @@ CMDLINE = "console=ttyS0 oops=panic panic=-1 module.sig_enforce=1 random.trust_c
 PROBE_SECONDS = 6
 
 
-def machine(kernel, root, payload, init, *, extra="", quiet=True):
+def machine(kernel, root, payload, init, *, extra="", quiet=True, reboots=False):
     """The command line of the emulator. Its standard input and output are the guest's ttyS1."""
     cmdline = f"{CMDLINE} {'quiet' if quiet else ''} lab.init={init} {extra}".strip()
     disk = "if=virtio,format=raw,file="
+    command = base(kernel, cmdline, kernel.initramfs)
+    if reboots:
+        command.remove("-no-reboot")
     return [
-        *base(kernel, cmdline, kernel.initramfs),
+        *command,
         "-drive", f"{disk}{root},snapshot=on",
         "-drive", f"{disk}{kernel.modules_disk},readonly=on",
         "-drive", f"{disk}{payload},readonly=on",

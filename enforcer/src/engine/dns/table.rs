@@ -118,6 +118,20 @@ impl Table {
         changed.into_iter().collect()
     }
 
+    /// A binding that a daemon before this one knew, which is believed no longer than an answer of now could be. It
+    /// makes no room for itself. False: it was not taken.
+    pub fn restore(&mut self, chain: &[Name], addr: Addr, until: BootNanos, now: BootNanos) -> bool {
+        let until = until.min(self.until(u32::MAX, now));
+        let budget = self.config.capacity.saturating_mul(NAME_BYTES_PER_BINDING);
+        let full = self.bindings.len() >= self.config.capacity || self.name_bytes + cost(chain) > budget;
+        if full || chain.is_empty() || until <= now || self.find(addr, chain).is_some() {
+            return false;
+        }
+        // What its TTL was is not remembered: it counts as run out.
+        self.insert(Binding { chain: chain.into(), addr, until, seen: now, server: None, ttl_until: now });
+        true
+    }
+
     /// Every name that led to the address: the chain that was seen last comes first.
     pub fn names(&self, addr: Addr, now: BootNanos) -> Vec<Name> {
         self.origins(addr, now).map(|origin| origin.name.clone()).collect()
@@ -269,6 +283,23 @@ mod tests {
 
     fn names(table: &Table, last: u8, now: BootNanos) -> Vec<String> {
         table.names(addr(last), now).iter().map(Name::to_string).collect()
+    }
+
+    #[test]
+    fn what_is_restored_never_outlives_an_answer_of_now_nor_pushes_another_out() {
+        let mut table = Table::new(TableConfig { capacity: 2, ..CONFIG });
+        let chain = |name| [Name::from_text(name).unwrap()];
+        let addr = |last| Addr::from_v6([last; 16]);
+        let now = 5 * SECOND;
+        assert!(!table.restore(&chain("over.example"), addr(1), now, now));
+        assert!(!table.restore(&[], addr(1), now + SECOND, now));
+        assert!(table.restore(&chain("long.example"), addr(1), BootNanos::MAX, now));
+        assert!(!table.restore(&chain("long.example"), addr(1), BootNanos::MAX, now));
+        assert_eq!(table.bindings(addr(1)).next().unwrap().until, now + 100 * SECOND);
+        assert!(table.restore(&chain("b.example"), addr(2), now + SECOND, now));
+        assert!(!table.restore(&chain("c.example"), addr(3), now + SECOND, now));
+        assert_eq!((table.len(), table.evicted), (2, 0));
+        assert_eq!(table.expire(now + SECOND), [addr(2)]);
     }
 
     #[test]

@@ -292,15 +292,13 @@ impl<'a> Maker<'a> {
 
 /// Every state that some name leads to.
 fn explore(trie: &Trie, classes: &Classes, most: usize, steps: &mut usize) -> Option<Machine> {
-    // By node, then class: where the edges lead.
-    let lead = |node: &Node| {
-        let leads = |byte: &u8| {
-            let edges = node.edges.iter().filter(|(bytes, _)| bytes >> byte & 1 == 1);
-            edges.map(|(_, next)| *next).collect::<Vec<u32>>()
-        };
-        classes.bytes.iter().map(leads).collect::<Vec<_>>()
+    // By class, then node: where the edges lead.
+    let lead = |node: &Node, byte: u8| {
+        let edges = node.edges.iter().filter(|(bytes, _)| bytes >> byte & 1 == 1);
+        edges.map(|(_, next)| *next).collect::<Vec<u32>>()
     };
-    let leads: Vec<Vec<Vec<u32>>> = trie.0.iter().map(lead).collect();
+    let of_class = |byte: &u8| trie.0.iter().map(|node| lead(node, *byte)).collect::<Vec<_>>();
+    let leads: Vec<Vec<Vec<u32>>> = classes.bytes.iter().map(of_class).collect();
     let first = State::new(trie, Match::NONE, &[0]);
     let mut numbers = HashMap::from([(first.clone(), 1)]);
     let mut order = vec![first];
@@ -308,11 +306,11 @@ fn explore(trie: &Trie, classes: &Classes, most: usize, steps: &mut usize) -> Op
     let mut reached = Vec::new();
     while let Some(state) = order.get(machine.next.len()).cloned() {
         let mut row = Vec::with_capacity(classes.bytes.len());
-        for class in 0..classes.bytes.len() {
+        for leads in &leads {
             reached.clear();
             for node in &state.nodes {
                 reached.extend(trie.0[*node as usize].loops.then_some(*node));
-                reached.extend(&leads[*node as usize][class]);
+                reached.extend(&leads[*node as usize]);
             }
             *steps = steps.checked_sub(reached.len() + 1)?;
             let next = State::new(trie, state.said, &reached);

@@ -176,7 +176,6 @@ impl Kernel {
         };
         let ring = Ring(take(&mut ebpf, RING)?);
         attach(&mut ebpf, options, &kernel.pin)?;
-        remove_other_versions(options.pin);
         Ok((kernel, ring))
     }
 
@@ -232,6 +231,12 @@ impl Kernel {
         debug_assert!(index < COUNTERS);
         let per_cpu = self.counts.get(&index, 0).map_err(|source| BpfError::Map { map: COUNTS, source })?;
         Ok(per_cpu.iter().sum())
+    }
+
+    /// Drops what a daemon with another layout of maps left. To be called when this one has its rules: until then
+    /// the programs of both refuse.
+    pub fn supersede(&self) {
+        let _ = self.pin.parent().map(remove_other_versions);
     }
 
     /// Takes connects from before `then` whose return was missed.
@@ -464,7 +469,15 @@ fn create_pin_directory(pin: &Path) -> Result<(), BpfError> {
     })
 }
 
-/// What a version with other maps left: only now, when this one enforces.
+/// Removes every pin below `base`, of a daemon that does not run. False: there is none.
+pub fn release_pins(base: &Path) -> Result<bool, BpfError> {
+    match fs::remove_dir_all(base) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(path_error("cannot remove", base, error)),
+    }
+}
+
 fn remove_other_versions(base: &Path) {
     let Ok(entries) = fs::read_dir(base) else { return };
     for entry in entries.flatten().filter(|entry| entry.file_name() != PIN_VERSION) {
