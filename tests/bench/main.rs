@@ -13,7 +13,8 @@ mod subject;
 use std::process::ExitCode;
 
 /// All, or those that are named.
-const BENCHMARKS: [(&str, fn() -> anyhow::Result<()>); 2] = [("scale", scale::run), ("dns", dns::run)];
+type Benchmark = (&'static str, fn() -> anyhow::Result<()>);
+const BENCHMARKS: [Benchmark; 2] = [("scale", scale::run), ("dns", dns::run)];
 
 fn main() -> ExitCode {
     let named: Vec<String> = std::env::args().skip(1).collect();
