@@ -6,6 +6,7 @@ pub mod fixtures;
 pub mod harness;
 pub mod kernel_log;
 pub mod network;
+pub mod replaced;
 pub mod resolver;
 pub mod server;
 pub mod servers;

@@ -112,7 +112,7 @@ mod tests {
         for setting in settings().unwrap() {
             assert!(setting.comment.len() > 20, "{setting:?}");
         }
-        assert!(sinks().unwrap().contains("type = \"json\""));
+        assert!(sinks().unwrap().contains("type = \"file\""));
     }
 
     #[test]

@@ -5,13 +5,13 @@ mod asking;
 mod record;
 mod shape;
 
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use enforcer_tests::daemon::Setup;
 use enforcer_tests::harness::{Test, enter_cgroup, test};
+use enforcer_tests::replaced::Replaced;
 use enforcer_tests::server::Server as Web;
 use enforcer_tests::servers::{Server, authority};
 use rustix::process::Signal;
@@ -59,12 +59,12 @@ fn inside(server: Server, clients: &[Client]) -> Result<()> {
 /// nss-resolve speaks varlink, not DNS: only resolved hears an answer.
 fn nss_resolve() -> Result<()> {
     let hosts = "hosts: resolve [!UNAVAIL=return] files\n";
-    fs::write("/etc/nsswitch.conf", hosts).context("/etc/nsswitch.conf")?;
+    let _nsswitch = Replaced::new("/etc/nsswitch.conf", hosts)?;
     inside(Server::Resolved, asking::BY_LIBC)
 }
 
 fn check(server: Server, clients: &[Client], settings: &str) -> Result<()> {
-    fs::write("/etc/resolv.conf", format!("nameserver {}\n", server.address()))?;
+    let _resolv = Replaced::new("/etc/resolv.conf", &format!("nameserver {}\n", server.address()))?;
     let web = Web::start()?;
     let setup = Setup::new(&format!("layer = \"cgroup\"\n{settings}"))?;
     setup.write_policy("deny.toml", POLICY)?;
