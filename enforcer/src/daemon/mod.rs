@@ -493,7 +493,7 @@ impl Daemon {
             Some(Stop::Asked) => info!("stopped: {rest} (on_stop = \"keep\")"),
             None => warn!("stopped: {rest}"),
         }
-        let waiting = self.sinks.flush(Duration::from_secs(2));
+        let waiting = self.sinks.finish(Duration::from_secs(2));
         if waiting > 0 {
             warn!("{waiting} events are lost: their sinks did not take them before the stop");
         }

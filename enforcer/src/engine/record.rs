@@ -255,7 +255,7 @@ pub enum Direction {
 pub struct Gap {
     /// RFC 3339, UTC, nanoseconds.
     pub time: String,
-    /// Connect reports lost because the ring was full.
+    /// Connect reports lost because the ring was full, or because the sink that this stands in could not take them.
     pub lost_events: u64,
     /// DNS answers lost for the same reason: names may be missing from later events.
     pub lost_answers: u64,

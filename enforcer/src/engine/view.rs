@@ -51,6 +51,15 @@ impl Event {
         event
     }
 
+    /// How many of what the kernel reports it stands for. A gap stands for what is lost, not for events.
+    pub fn count(&self) -> u64 {
+        match self {
+            Self::TcpConnect(connect) | Self::UdpConnect(connect) => connect.count,
+            Self::SocketConnect(_) | Self::FlowBegin(_) => 1,
+            Self::Gap(_) => 0,
+        }
+    }
+
     pub fn connect(&self) -> Option<&Connect> {
         match self {
             Self::TcpConnect(connect) | Self::UdpConnect(connect) => Some(connect),

@@ -1,5 +1,6 @@
 //! Where events go. Each sink has its own thread and its own bounded queue, so that a slow or dead one
-//! delays neither the daemon nor the others; what it misses is counted: written + lost + queued == sent.
+//! delays neither the daemon nor the others; what it misses is counted: written + lost + queued == sent. Where events
+//! are missing in a sink's own stream stands a gap with their number.
 
 mod http;
 mod journald;
@@ -9,7 +10,7 @@ mod syslog;
 mod webhook;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use self::lines::Lines;
 use crate::api::SinkStatus;
 use crate::config::{self, SinkConfig};
 use crate::engine::filter::Filter;
-use crate::engine::record::Event;
+use crate::engine::record::{Event, Gap};
 use crate::sys::clock;
 
 /// Before a failed write is tried again; doubles up to the longest.
@@ -48,6 +49,8 @@ struct Sink {
 #[derive(Debug)]
 enum Item {
     Event(Arc<Event>),
+    /// What this sink lost. Not one of the events that it was sent, and not counted as one.
+    Gap(Arc<Event>),
     /// Write what has been collected, without waiting for more.
     Flush,
 }
@@ -70,6 +73,13 @@ impl Sinks {
 
     pub fn status(&self) -> Vec<SinkStatus> {
         self.sinks.iter().map(Sink::status).collect()
+    }
+
+    /// The last `flush`, after which no event tells of those that were lost before it.
+    pub fn finish(&self, deadline: Duration) -> u64 {
+        let waiting = self.flush(deadline);
+        self.sinks.iter().for_each(Sink::tell_gap);
+        waiting
     }
 
     /// Waits until everything sent is written or lost, at most so long. Returns how many events wait still.
@@ -113,9 +123,24 @@ impl Sink {
             self.shared.filtered.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        self.tell_gap();
         self.shared.sent.fetch_add(1, Ordering::Relaxed);
         if self.queue.try_send(Item::Event(Arc::clone(event))).is_err() {
             self.shared.overflow();
+            self.shared.missing(missing(event));
+        }
+    }
+
+    /// Puts a gap where events were lost since the last one, if there is room for it.
+    fn tell_gap(&self) {
+        let untold = self.shared.take_untold();
+        if untold == Missing::default() {
+            return;
+        }
+        let time = clock::wall_time(clock::boot_ns());
+        let gap = Gap { time, lost_events: untold.events, lost_answers: untold.answers };
+        if self.queue.try_send(Item::Gap(Arc::new(Event::Gap(gap)))).is_err() {
+            self.shared.missing(untold);
         }
     }
 
@@ -153,6 +178,20 @@ fn output(config: &SinkConfig) -> Box<dyn Output> {
 /// This machine's name.
 fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// What a lost event takes with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Missing {
+    events: u64,
+    answers: u64,
+}
+
+fn missing(event: &Event) -> Missing {
+    match event {
+        Event::Gap(gap) => Missing { events: gap.lost_events, answers: gap.lost_answers },
+        other => Missing { events: other.count(), answers: 0 },
+    }
 }
 
 /// What a sink does with events. Called on the sink's own thread only, so it may block.
@@ -197,8 +236,11 @@ impl Failure {
 
 fn work(items: &Receiver<Item>, mut output: Box<dyn Output>, shared: &Shared) {
     while let Ok(first) = items.recv() {
-        let Item::Event(first) = first else { continue };
-        let batch = collect(first, items, &output.batch());
+        let mut batch = Collected::default();
+        if !batch.take(first) {
+            continue;
+        }
+        batch.collect(items, &output.batch());
         if shared.reopen.swap(false, Ordering::Relaxed) {
             output.reopen();
         }
@@ -206,30 +248,56 @@ fn work(items: &Receiver<Item>, mut output: Box<dyn Output>, shared: &Shared) {
     }
 }
 
-/// What is there, and what comes within the delay.
-fn collect(first: Arc<Event>, items: &Receiver<Item>, batch: &Batch) -> Vec<Arc<Event>> {
-    let mut events = vec![first];
-    let delay = u64::try_from(batch.delay.as_nanos()).unwrap_or(u64::MAX);
-    let end = clock::boot_ns().saturating_add(delay);
-    while events.len() < batch.events {
-        let left = if delay == 0 { 0 } else { end.saturating_sub(clock::boot_ns()) };
-        match items.recv_timeout(Duration::from_nanos(left)) {
-            Ok(Item::Event(event)) => events.push(event),
-            Ok(Item::Flush) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
-        }
-    }
-    events
+/// What is delivered together.
+#[derive(Debug, Default)]
+struct Collected {
+    events: Vec<Arc<Event>>,
+    /// Of each, whether it was sent to this sink: its own gaps were not.
+    sent: Vec<bool>,
 }
 
-fn deliver(mut batch: &[Arc<Event>], output: &mut dyn Output, shared: &Shared) {
-    let mut pause = SHORTEST_PAUSE;
-    while !batch.is_empty() {
-        let Err(failure) = output.write(batch) else {
-            return shared.succeeded(batch.len());
+impl Collected {
+    /// False: the item asks not to wait for more.
+    fn take(&mut self, item: Item) -> bool {
+        let (event, sent) = match item {
+            Item::Event(event) => (event, true),
+            Item::Gap(event) => (event, false),
+            Item::Flush => return false,
         };
-        batch = &batch[failure.written.min(batch.len())..];
-        let lost = if failure.retry { 0 } else { batch.len() };
-        shared.failed(failure.written, lost, failure.error);
+        self.events.push(event);
+        self.sent.push(sent);
+        true
+    }
+
+    /// What is there, and what comes within the delay.
+    fn collect(&mut self, items: &Receiver<Item>, batch: &Batch) {
+        let delay = u64::try_from(batch.delay.as_nanos()).unwrap_or(u64::MAX);
+        let end = clock::boot_ns().saturating_add(delay);
+        while self.events.len() < batch.events {
+            let left = if delay == 0 { 0 } else { end.saturating_sub(clock::boot_ns()) };
+            let Ok(item) = items.recv_timeout(Duration::from_nanos(left)) else { break };
+            if !self.take(item) {
+                break;
+            }
+        }
+    }
+}
+
+fn deliver(batch: &Collected, output: &mut dyn Output, shared: &Shared) {
+    let (mut events, mut sent) = (&batch.events[..], &batch.sent[..]);
+    let count = |sent: &[bool]| sent.iter().filter(|sent| **sent).count();
+    let mut pause = SHORTEST_PAUSE;
+    while !events.is_empty() {
+        let Err(failure) = output.write(events) else {
+            return shared.succeeded(count(sent));
+        };
+        let (written, left) = sent.split_at(failure.written.min(sent.len()));
+        (events, sent) = (&events[written.len()..], left);
+        let lost = if failure.retry { 0 } else { count(sent) };
+        shared.failed(count(written), lost, failure.error);
+        if !failure.retry {
+            events.iter().for_each(|event| shared.missing(missing(event)));
+        }
         if !failure.retry {
             return;
         }
@@ -247,6 +315,8 @@ struct Shared {
     counts: Mutex<Counts>,
     sent: AtomicU64,
     filtered: AtomicU64,
+    /// Lost, and not yet told in a gap.
+    untold: Mutex<Missing>,
     changed: Condvar,
     reopen: AtomicBool,
 }
@@ -274,6 +344,16 @@ impl Shared {
     fn update(&self, change: impl FnOnce(&mut Counts)) {
         change(&mut self.counts());
         self.changed.notify_all();
+    }
+
+    fn missing(&self, more: Missing) {
+        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        untold.events = untold.events.saturating_add(more.events);
+        untold.answers = untold.answers.saturating_add(more.answers);
+    }
+
+    fn take_untold(&self) -> Missing {
+        std::mem::take(&mut self.untold.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn overflow(&self) {

@@ -94,6 +94,30 @@ fn a_full_disk_loses_only_its_own_events_and_says_why() {
     assert_eq!(lines(&dir.path().join("good")), 10_000);
 }
 
+/// What a stream lacks, it says itself: lines + gaps == sent.
+#[test]
+fn where_a_sink_lost_events_its_stream_has_a_gap_with_their_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, sent) = (fifo(&dir), 3 * QUEUE as u32);
+    let reader = open_reader(&path);
+    let sinks = Sinks::start(&[json(&path)]).unwrap();
+    (0..sent).for_each(|n| sinks.send(event(n)));
+    assert!(sinks.status()[0].lost > 0, "{:?}", sinks.status());
+    // The pipe is read from here on, to the event that is sent last.
+    let mut lines = BufReader::new(reader).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+    let (mut seen, mut lost) = (0, 0);
+    let mut count = |event: Event| match event {
+        Event::Gap(gap) => lost += gap.lost_events,
+        _ => seen += 1,
+    };
+    let before = u64::from(sent) - sinks.status()[0].lost;
+    lines.by_ref().take(before as usize).for_each(&mut count);
+    wait(|| sinks.status()[0].waiting == 0);
+    sinks.send(event(sent));
+    lines.by_ref().take(2).for_each(&mut count);
+    assert_eq!((seen, lost), (before + 1, u64::from(sent) - before));
+}
+
 #[test]
 fn a_reader_that_does_not_read_delays_nobody_and_every_loss_is_counted() {
     let dir = tempfile::tempdir().unwrap();
