@@ -46,11 +46,16 @@ pub(crate) fn pages(date: &jiff::Zoned) -> Result<Vec<(String, Vec<u8>)>> {
     let mut pages = vec![("enforcer.8".to_owned(), main_page(command, &others, &date)?)];
     for sub in subcommands {
         let name = format!("enforcer-{}", sub.get_name());
-        pages.push((format!("{name}.8"), command_page(sub, &name, &date)?));
+        pages.push((format!("{name}.8"), tidy(&command_page(sub, &name, &date)?)));
     }
     pages.push(("enforcer.toml.5".into(), settings_page(&date)?));
     pages.push(("enforcer-policy.5".into(), policy_page(&date)?));
     Ok(pages)
+}
+
+/// clap_mangen breaks the line twice before possible values, which mandoc warns of.
+fn tidy(page: &[u8]) -> Vec<u8> {
+    String::from_utf8_lossy(page).replace(".br\n\n.br\n", ".sp\n").into_bytes()
 }
 
 fn main_page(command: Command, others: &[String], date: &str) -> Result<Vec<u8>> {

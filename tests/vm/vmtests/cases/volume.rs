@@ -25,7 +25,11 @@ pub(crate) fn tests() -> Vec<Test> {
 fn ours(setup: &Setup) -> Result<Vec<Connect>> {
     let events = setup.events()?;
     ensure!(!events.iter().any(|event| matches!(event, Event::Gap(_))), "something was lost");
-    Ok(events.iter().filter_map(connect).filter(|event| event.dst_port == PORT).cloned().collect())
+    Ok(of(&events))
+}
+
+fn of(events: &[Event]) -> Vec<Connect> {
+    events.iter().filter_map(connect).filter(|event| event.dst_port == PORT).cloned().collect()
 }
 
 fn sum<'a>(events: impl IntoIterator<Item = &'a Connect>) -> u64 {
@@ -86,7 +90,8 @@ fn crowded() -> Result<()> {
         .iter()
         .map(|event| if let Event::Gap(gap) = event { gap.lost_events } else { 0 })
         .sum::<u64>();
-    let told = sum(&ours(&setup)?) + lost;
+    // One by one they are more than an emulated machine's file sink takes.
+    let told = sum(&of(&setup.events()?)) + lost;
     println!(
         "measured: {told} told of {}, {lost} of them in gaps; {} had no room",
         2 * KINDS,
