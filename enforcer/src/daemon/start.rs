@@ -49,18 +49,7 @@ pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
     let mount = preflight
         .cgroup2()
         .ok_or_else(|| DaemonError::Start("no cgroup2 mount: mount -t cgroup2 none /sys/fs/cgroup".into()))?;
-    let (hooks, mut reason) = choose(config, &preflight)?;
-    let mut attempt = attach(config, &preflight, hooks, &mount)?;
-    if let (Hooks::Lsm, Canary::Alive(how)) = (hooks, &attempt.2) {
-        let why = format!("the LSM hooks are attached but the canary was not refused ({how})");
-        if config.require_lsm || config.layer == LayerChoice::Lsm {
-            attempt.0.release()?;
-            return Err(DaemonError::Start(format!("{why}, and the configuration requires LSM")));
-        }
-        reason = Some(why);
-        attempt = attach(config, &preflight, Hooks::Cgroup, &mount)?;
-    }
-    let (kernel, ring, canary, hooks) = attempt;
+    let ((kernel, ring, canary, hooks), reason) = enforce(config, &preflight, &mount)?;
     for problem in &problems {
         warn!("{problem}");
     }
@@ -78,6 +67,35 @@ pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
     let enforcement = Enforcement { kernel: preflight.kernel, hooks, reason, canary, problems };
     announce(&enforcement);
     Ok(Started { kernel, ring, enforcement, cgroup: mount })
+}
+
+/// By the hooks of choice, or by cgroup hooks and why.
+fn enforce(
+    config: &Config,
+    preflight: &Preflight,
+    mount: &std::path::Path,
+) -> Result<(Attempt, Option<String>), DaemonError> {
+    let (hooks, reason) = choose(config, preflight)?;
+    let may_choose = !config.require_lsm && config.layer == LayerChoice::Auto;
+    let why = match attach(config, preflight, hooks, mount) {
+        Ok(attempt) => match (hooks, &attempt.2) {
+            (Hooks::Lsm, Canary::Alive(how)) => {
+                let why = format!("the LSM hooks are attached but the canary was not refused ({how})");
+                if !may_choose {
+                    attempt.0.release()?;
+                    return Err(DaemonError::Start(format!("{why}, and the configuration requires LSM")));
+                }
+                why
+            }
+            _ => return Ok((attempt, reason)),
+        },
+        // A kernel, or what it runs in, that lets nobody load such programs.
+        Err(DaemonError::Bpf(error @ BpfError::Program { .. })) if hooks == Hooks::Lsm && may_choose => {
+            error.to_string()
+        }
+        Err(error) => return Err(error),
+    };
+    Ok((attach(config, preflight, Hooks::Cgroup, mount)?, Some(why)))
 }
 
 /// The engine's state before the first policy.
