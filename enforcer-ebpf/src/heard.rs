@@ -2,7 +2,7 @@
 //! over and over, and to tell the daemon of each costs more than everything else that is done about it.
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
-use enforcer_common::{answer::Outcome, counter::Counter, verdict::BootNanos};
+use enforcer_common::{answer::{Outcome, mix}, counter::Counter, verdict::BootNanos};
 
 use crate::{
     maps::count,
@@ -36,8 +36,7 @@ fn digest(packet: &Packet<'_>) -> Option<u64> {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
         u64::from_ne_bytes([a, b, c, d, e, f, g, h]) ^ u64::from_ne_bytes([i, j, k, l, m, n, o, p]).rotate_left(32)
     };
-    let between = words(work.record.server).rotate_left(13) ^ words(work.record.client);
-    Some((work.scratch.digest() ^ between).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    Some(mix(mix(work.scratch.digest(), words(work.record.server)), words(work.record.client)))
 }
 
 /// Whether the daemon was just told; counted, if so.

@@ -137,7 +137,7 @@ impl Scratch {
 
     #[inline(always)]
     fn absorb(&mut self, word: u64) {
-        self.digest = (self.digest ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        self.digest = mix(self.digest, word);
     }
 
     /// Cut off, so that the client may ask again.
@@ -168,6 +168,15 @@ impl Scratch {
             self.outcome = why as u32;
         }
     }
+}
+
+/// A hash and one more word. Multiplied twice: the first carries differences upwards only, so that two answers that differ
+/// in an address's last byte would be the same again for two clients whose addresses differ as well.
+#[inline(always)]
+pub const fn mix(hash: u64, word: u64) -> u64 {
+    let once = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let twice = (once ^ once >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    twice ^ twice >> 32
 }
 
 /// How long an answer is believed.
@@ -282,5 +291,28 @@ impl<T: Tables> Walk<'_, T> {
         self.scratch.absorb(self.scratch.reader.identity);
         match_name(self, odd);
         self.scratch.claimed = self.scratch.claimed.merge(self.scratch.name.matched);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// What differs in a byte here and a byte there is not the same: found where a test went through 100,000 clients.
+    #[test]
+    fn answers_and_clients_that_differ_in_few_bits_have_digests_of_their_own() {
+        let mut seen = HashSet::new();
+        for last in 0..=255 {
+            let (high, low) = Addr::from_v4([203, 0, 113, last]).halves();
+            let said = mix(mix(mix(0, 0x1234), high), low);
+            for client in 0..1024_u32 {
+                let [a, b, c, d] = client.to_be_bytes();
+                let (high, low) = Addr::from_v4([a, b, c, d]).halves();
+                assert!(seen.insert(mix(said, high ^ low.rotate_left(32))), "{last} {client}");
+            }
+        }
     }
 }
