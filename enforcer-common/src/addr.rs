@@ -46,6 +46,14 @@ impl Addr {
         }
     }
 
+    #[inline(always)]
+    pub fn is_loopback(&self) -> bool {
+        match self.as_v4() {
+            Some([first, ..]) => first == 127,
+            None => matches!(self.0, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+        }
+    }
+
     /// Addresses that no DNS answer may ever deny: denying them harms the host itself, and whoever owns
     /// a denied name chooses what it resolves to. Loopback, unspecified (a connect to it means loopback),
     /// link-local (169.254.169.254 included), multicast, limited broadcast.

@@ -1,7 +1,8 @@
-//! Per-CPU counters, indexed by `Counter`, then by `Outcome`. Writers: every program; reader: the daemon (sums
+//! Per-CPU counters, indexed by `Counter`, then by `Outcome`, then by `Doubt`. Writers: every program; reader: the daemon (sums
 //! over CPUs).
 
 use crate::answer::OUTCOMES;
+use crate::belief::DOUBTS;
 
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +39,12 @@ pub enum Counter {
     Unaggregated = 15,
     /// DNS messages that said what had just been said, and were not copied again.
     AnswersRepeated = 16,
+    /// Answers with a denied name that were not believed, and so not delivered.
+    AnswersWithheld = 17,
 }
 
 /// The counters of what became of the answers follow the others.
-pub const OUTCOMES_AT: u32 = 17;
-pub const COUNTERS: u32 = OUTCOMES_AT + OUTCOMES;
+pub const OUTCOMES_AT: u32 = 18;
+/// And after them those of why answers were not believed.
+pub const DOUBTS_AT: u32 = OUTCOMES_AT + OUTCOMES;
+pub const COUNTERS: u32 = DOUBTS_AT + DOUBTS;

@@ -55,6 +55,10 @@ pub struct Offsets {
     pub mount_mountpoint: u32,
     pub nsproxy_net: u32,
     pub net_inum: u32,
+    pub net_user_ns: u32,
+    pub user_ns_inum: u32,
+    pub sock_net: u32,
+    pub sock_uid: u32,
 }
 
 /// The offset of a field that this kernel does not have.
@@ -79,6 +83,12 @@ pub struct Settings {
     pub outcome: u32,
     /// Which events there are: `TCP_CONNECT`, `UDP_CONNECT`, `SOCKET_CONNECT`.
     pub events: u32,
+    /// The daemon's network namespace, and the user namespace that it belongs to (inode numbers).
+    pub net_namespace: u32,
+    pub user_namespace: u32,
+    /// 1: all sockets are taken for one. For tests that hand packets to the programs without one.
+    pub one_socket: u32,
+    pub reserved: u32,
     /// Of the tables of what is not reported: a bit each. Those that hold for a verdict (`Verdict` is the index), and
     /// those that say nothing about users, groups of processes, ports, and networks.
     pub ignored_verdicts: [u64; 3],

@@ -6,6 +6,7 @@
 
 pub mod addr;
 pub mod answer;
+pub mod belief;
 pub mod counter;
 pub mod event;
 pub mod kernel;

@@ -10,6 +10,13 @@ pub const ANSWERED: u32 = 262_144;
 /// The host's own addresses and its resolvers'. Full: the rest is not protected, logged.
 pub const HOST_ADDRESSES: u32 = 4096;
 
+/// Servers whose answers to users are believed: the host's own and `trusted_servers`. Full: the configuration is refused,
+/// or the answers of the rest are not believed, logged.
+pub const TRUSTED: u32 = 8192;
+
+/// Connections from here to a port 53, the newest of them. What comes by an older one is not believed.
+pub const OPENED: u32 = 16_384;
+
 /// Networks of `never_deny`. Full: the configuration is refused.
 pub const NEVER_DENY: u32 = 4096;
 

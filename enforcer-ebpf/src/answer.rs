@@ -1,5 +1,5 @@
-//! DNS answers on their way to a socket: recognised by source port 53, matched, their addresses entered, copied
-//! to the ring. An application that can read an answer with a denied name finds its addresses denied.
+//! DNS answers on their way to a socket: recognised by source port 53, believed if they were asked for, matched, their
+//! addresses entered, copied to the ring. An application that can read an answer with a denied name finds its addresses denied.
 
 use core::ops::ControlFlow;
 
@@ -9,6 +9,7 @@ use aya_ebpf::{
 use enforcer_common::{
     Addr, Claim, Entry,
     answer::{self, ADDRESSES, Lifetime, MESSAGE_BYTES, Outcome, Scratch},
+    belief::Doubt,
     counter::Counter,
     kernel::Control,
     name::{Match, NOBODY},
@@ -17,16 +18,20 @@ use enforcer_common::{
 };
 
 use crate::{
-    copy, heard,
+    belief, copy, heard,
     kernel::lifetime,
-    maps::{ANSWERED, Answered, HOST, NEVER_DENY, WORK, count, count_outcome},
-    packet::{self, NotDns, Packet, TCP, Work},
+    maps::{ANSWERED, Answered, HOST, NEVER_DENY, WORK, count, count_doubt, count_outcome},
+    packet::{self, NotDns, Packet, TCP, UDP, Work},
     tables::{Generation, control, repeat},
 };
 
 /// False: the packet must not be delivered.
 #[inline(always)]
 pub fn ingress(ctx: &SkBuffContext) -> bool {
+    let peer = packet::connected_to(ctx.skb.skb);
+    if peer != 0 && peer != packet::DNS {
+        return true;
+    }
     let Some(work) = WORK.get_ptr_mut(0) else { return true };
     // SAFETY: this CPU's own element, and `busy` tells when another run of this program has it.
     let work = unsafe { &mut *work };
@@ -49,12 +54,20 @@ fn handle(packet: &mut Packet<'_>) -> bool {
     }
     // SAFETY: takes no argument.
     packet.work.record.time = unsafe { bpf_ktime_get_boot_ns() };
-    packet.work.record.outcome = Outcome::Decided as u8;
     packet.work.record.dropped = 0;
-    if packet.work.len != 0 {
-        let outcome = load(packet).map_or_else(|why| why, |()| read(packet.work));
-        packet.work.record.outcome = outcome as u8;
+    let outcome = if packet.work.len == 0 { Outcome::Decided } else { read(packet) };
+    packet.work.record.outcome = outcome as u8;
+    if packet.work.protocol == UDP.into() && matches!(outcome, Outcome::NotAnAnswer | Outcome::Unread) {
+        // Nobody asked for it, but nobody can learn a thing from it either.
         count_outcome(outcome);
+        return true;
+    }
+    if let Some(doubt) = belief::doubt(packet) {
+        return packet.work.len == 0 || unbelieved(packet.work, doubt);
+    }
+    if packet.work.len != 0 {
+        count_outcome(outcome);
+        enter(packet.work);
     }
     // The daemon's copy comes after the decision, so that no loss can come between.
     if !heard::is_no_news(packet) && copy::copy(packet) {
@@ -63,7 +76,33 @@ fn handle(packet: &mut Packet<'_>) -> bool {
     packet.work.record.dropped == 0
 }
 
-/// Brings the message into the scratch.
+/// An answer that must not change anything. Who asks a server of his own for a denied name gets no answer: what he could
+/// read, and connect to, must be denied, and that this server may not bring about.
+#[inline(always)]
+fn unbelieved(work: &mut Work, doubt: Doubt) -> bool {
+    count_doubt(doubt);
+    let matched = work.scratch.matched();
+    let denied = matched.deny != NOBODY && matched.allow == NOBODY && work.scratch.found_len != 0;
+    if denied {
+        count(Counter::AnswersWithheld);
+    }
+    !denied
+}
+
+/// Brings the message into the scratch, and reads it.
+#[inline(always)]
+fn read(packet: &mut Packet<'_>) -> Outcome {
+    packet.work.scratch.forget();
+    if let Err(why) = load(packet) {
+        return why;
+    }
+    match Generation::new(control()) {
+        Some(tables) => answer::read(&mut packet.work.scratch, &tables),
+        None => Outcome::NoTables,
+    }
+}
+
+/// `Err`: not all of it is there, or nothing.
 #[inline(always)]
 fn load(packet: &mut Packet<'_>) -> Result<(), Outcome> {
     let (mut offset, mut len) = (packet.work.offset, packet.work.len);
@@ -75,38 +114,37 @@ fn load(packet: &mut Packet<'_>) -> Result<(), Outcome> {
             return Err(Outcome::Segmented);
         }
     }
-    if len > MESSAGE_BYTES as u32 {
-        return Err(Outcome::Long);
-    }
+    let long = len > MESSAGE_BYTES as u32;
+    let len = if long { MESSAGE_BYTES as u32 } else { len };
     let scratch = &mut packet.work.scratch;
     scratch.len = len;
     // SAFETY: the buffer has that room.
     let loaded =
         unsafe { packet::load(packet.skb, offset, (&raw mut scratch.message).cast(), len, MESSAGE_BYTES) };
-    if loaded { Ok(()) } else { Err(Outcome::Unread) }
+    match (loaded, long) {
+        (false, _) => Err(Outcome::Unread),
+        (true, true) => Err(Outcome::Long),
+        (true, false) => Ok(()),
+    }
 }
 
-/// Reads the message and enters what it says.
+/// Enters what the message says.
 #[inline(always)]
-fn read(work: &mut Work) -> Outcome {
-    let control = control();
-    let Some(tables) = Generation::new(control) else { return Outcome::NoTables };
-    let outcome = answer::read(&mut work.scratch, &tables);
+fn enter(work: &mut Work) {
     let matched = work.scratch.matched();
     if matched.is_none() || work.scratch.found_len == 0 {
-        return outcome;
+        return;
     }
     count(Counter::AnswersMatched);
-    if !enter(&mut work.scratch, matched, control, work.record.time) && matched.deny != NOBODY {
+    if !enter_all(&mut work.scratch, matched, control(), work.record.time) && matched.deny != NOBODY {
         count(Counter::AnswersDropped);
         work.record.dropped = 1;
     }
-    outcome
 }
 
 /// Enters every address. False: one of them could not be entered.
 #[inline(always)]
-fn enter(scratch: &mut Scratch, matched: Match, control: Control, now: BootNanos) -> bool {
+fn enter_all(scratch: &mut Scratch, matched: Match, control: Control, now: BootNanos) -> bool {
     let Some(answered) = ANSWERED.get(control.answered & 1) else { return false };
     let times = scratch.found_len;
     let mut entering = Entering { scratch, answered, matched, lifetime: lifetime(), now, failed: 0 };

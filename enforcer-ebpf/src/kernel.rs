@@ -59,6 +59,10 @@ static OFFSETS: Offsets = Offsets {
     mount_mountpoint: 0,
     nsproxy_net: 0,
     net_inum: 0,
+    net_user_ns: 0,
+    user_ns_inum: 0,
+    sock_net: 0,
+    sock_uid: 0,
 };
 
 #[unsafe(no_mangle)]
@@ -71,6 +75,10 @@ static SETTINGS: Settings = Settings {
     aggregate: 0,
     outcome: 0,
     events: 0,
+    net_namespace: 0,
+    user_namespace: 0,
+    one_socket: 0,
+    reserved: 0,
     ignored_verdicts: [0; 3],
     any_user: 0,
     any_cgroup: 0,
@@ -145,6 +153,20 @@ pub fn lifetime() -> Lifetime {
     Lifetime { floor: global!(SETTINGS.ttl_floor), cap: global!(SETTINGS.ttl_cap) }
 }
 
+/// Whether all sockets are taken for one, because a test has none.
+#[inline(always)]
+pub fn one_socket() -> bool {
+    global!(SETTINGS.one_socket) != 0
+}
+
+/// The daemon's network namespace, and the user namespace that it belongs to. `None`: kernel memory must not be read,
+/// so there is nothing to compare them with.
+#[inline(always)]
+pub fn host_namespaces() -> Option<(u32, u32)> {
+    (global!(SETTINGS.read_kernel) != 0)
+        .then(|| (global!(SETTINGS.net_namespace), global!(SETTINGS.user_namespace)))
+}
+
 /// The field of type `T` at `offset` of the structure at `base`.
 #[inline(always)]
 pub fn read<T>(base: Pointer, offset: u32) -> Result<T, Unreadable> {
@@ -182,6 +204,20 @@ impl Sock {
     #[inline(always)]
     pub fn protocol(&self) -> Result<u16, Unreadable> {
         read(self.0, global!(OFFSETS.sock_protocol))
+    }
+
+    /// Whose it is, as the initial user namespace numbers users.
+    #[inline(always)]
+    pub fn uid(&self) -> Result<u32, Unreadable> {
+        read(self.0, global!(OFFSETS.sock_uid))
+    }
+
+    /// Inode numbers of its network namespace and of the user namespace that this one belongs to.
+    #[inline(always)]
+    pub fn namespaces(&self) -> Result<(u32, u32), Unreadable> {
+        let net: Pointer = read(self.0, global!(OFFSETS.sock_net))?;
+        let owner: Pointer = read(net, global!(OFFSETS.net_user_ns))?;
+        Ok((read(net, global!(OFFSETS.net_inum))?, read(owner, global!(OFFSETS.user_ns_inum))?))
     }
 
     /// Local port, host byte order; 0 while unbound.

@@ -6,7 +6,8 @@
 //! | LSM `socket_sendmsg` | the same for Fast Open and unconnected datagrams, which pass no connect |
 //! | exit of `__sys_connect_file` | report what became of a connect, where that is wanted |
 //! | cgroup `connect4/6`, `sendmsg4/6` | the same where the kernel has no BPF LSM |
-//! | cgroup_skb ingress | match DNS answers, enter their addresses, copy them to the ring; drops an answer only when a denied address finds no room |
+//! | cgroup_skb egress | remember DNS questions |
+//! | cgroup_skb ingress | match DNS answers to questions that were asked, enter their addresses, copy them to the ring; drops an answer with a denied name when nobody asked for it, or an address finds no room |
 
 #![no_std]
 #![no_main]
@@ -14,6 +15,7 @@
 
 mod answer;
 mod atomic;
+mod belief;
 mod connect;
 mod copy;
 mod draft;
@@ -85,6 +87,12 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
     cgroup(connect::cgroup(ctx.sock_addr, AF_INET6, Layer::CgroupSendmsg))
+}
+
+#[cgroup_skb(egress)]
+pub fn dns_egress(ctx: SkBuffContext) -> i32 {
+    belief::egress(ctx.skb.skb);
+    PASS
 }
 
 #[cgroup_skb(ingress)]

@@ -2,13 +2,14 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use enforcer_common::{
     Entry,
     answer::Outcome,
-    counter::{COUNTERS, Counter, OUTCOMES_AT},
+    belief::{self, Doubt},
+    counter::{COUNTERS, Counter, DOUBTS_AT, OUTCOMES_AT},
     event::{ConnectRecord, RepeatKey, Repeats},
     kernel::Control,
     limits,
@@ -67,6 +68,21 @@ const FILLED: usize = (BPF_F_INNER_MAP | BPF_F_MMAPABLE) as usize;
 pub type Names = Array<Bucket, 1, FILLED>;
 pub type Domains = Array<Domain, 1, FILLED>;
 pub type Automata = Array<[u32; BLOCK], 1, FILLED>;
+
+/// Questions that left, in buckets by hash. Written by `dns_egress`, read and marked as answered by `dns_ingress`. All
+/// places of a bucket taken by open ones: the oldest question makes room, and its answer will not be believed.
+#[btf_map]
+pub static ASKED: Array<belief::Bucket, { belief::BUCKETS as usize }> = Array::new();
+
+/// Sockets (cookies) that opened a connection to a port 53. Written by `dns_egress`, read by `dns_ingress`. Full: the one
+/// that was not used for longest makes room, and what comes by it will not be believed.
+#[btf_map]
+pub static OPENED: LruHashMap<u64, u64, { limits::OPENED as usize }> = LruHashMap::new();
+
+/// Networks of the servers that answer users: the host's own, and `trusted_servers`. Written by the daemon, read by
+/// `dns_ingress`.
+#[btf_map]
+pub static TRUSTED: LpmTrie<[u8; 16], u32, { limits::TRUSTED as usize }> = LpmTrie::new();
 
 /// What `dns_ingress` remembers while it handles a packet.
 #[btf_map]
@@ -127,6 +143,11 @@ pub fn count(counter: Counter) {
 #[inline(always)]
 pub fn count_outcome(outcome: Outcome) {
     increment(OUTCOMES_AT + outcome as u32);
+}
+
+#[inline(always)]
+pub fn count_doubt(doubt: Doubt) {
+    increment(DOUBTS_AT + doubt as u32);
 }
 
 #[inline(always)]

@@ -3,18 +3,21 @@
 
 use core::{hint::black_box, mem::MaybeUninit, ops::ControlFlow};
 
-use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::{bpf_get_socket_cookie, bpf_skb_load_bytes},
+};
 use enforcer_common::{
     answer::Scratch,
     event::{AnswerRecord, KIND_ANSWER},
     repeat::Step,
 };
 
-use crate::tables::repeat;
+use crate::{kernel::one_socket, tables::repeat};
 
-const DNS: u16 = 53;
+pub const DNS: u16 = 53;
 pub const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub const UDP: u8 = 17;
 const TCP_SYN_FIN_RST: u8 = 0x07;
 
 /// IPv6 extension headers that may stand before the transport (RFC 8200, 4): hop-by-hop, routing,
@@ -40,6 +43,9 @@ pub struct Work {
     /// Of the payload.
     pub len: u32,
     pub protocol: u32,
+    /// The socket (`struct sock`) that the packet is for. Through memory, because the verifier allows no arithmetic with
+    /// what it knows to be one.
+    pub sock: u64,
     /// What the copy for user space begins with.
     pub record: AnswerRecord,
     pub scratch: Scratch,
@@ -125,14 +131,37 @@ impl Packet<'_> {
 
     #[inline(always)]
     fn field<const N: usize>(&self, offset: u32) -> Result<[u8; N], NotDns> {
-        let mut field = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: the helper checks the packet's bounds; N bytes are there.
-        match unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, field.as_mut_ptr().cast(), N as u32) } {
-            // SAFETY: the helper filled it.
-            0 => Ok(unsafe { field.assume_init() }),
-            _ => Err(NotDns),
-        }
+        field(self.skb, offset)
     }
+}
+
+#[inline(always)]
+pub fn field<const N: usize>(skb: *mut __sk_buff, offset: u32) -> Result<[u8; N], NotDns> {
+    let mut field = MaybeUninit::<[u8; N]>::uninit();
+    // SAFETY: the helper checks the packet's bounds; N bytes are there.
+    match unsafe { bpf_skb_load_bytes(skb.cast(), offset, field.as_mut_ptr().cast(), N as u32) } {
+        // SAFETY: the helper filled it.
+        0 => Ok(unsafe { field.assume_init() }),
+        _ => Err(NotDns),
+    }
+}
+
+/// The port that the packet's socket is connected to. 0: it is connected to none.
+#[inline(always)]
+pub fn connected_to(skb: *mut __sk_buff) -> u16 {
+    // SAFETY: a field of the context; the kernel sets the socket before it runs this program. In network byte order,
+    // in the upper half.
+    u16::from_be((unsafe { (*skb).remote_port } >> 16) as u16)
+}
+
+/// What tells the packet's socket from all others.
+#[inline(always)]
+pub fn socket_cookie(skb: *mut __sk_buff) -> u64 {
+    if one_socket() {
+        return 0;
+    }
+    // SAFETY: the context.
+    unsafe { bpf_get_socket_cookie(skb.cast()) }
 }
 
 #[inline(always)]

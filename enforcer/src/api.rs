@@ -120,6 +120,12 @@ pub struct DnsStatus {
     pub late: BTreeMap<String, u64>,
     /// Not delivered, because their addresses could not be denied.
     pub dropped: u64,
+    /// Not believed, by reason: nobody asked for them, or whoever did may have been told anything.
+    #[serde(default)]
+    pub unbelieved: BTreeMap<String, u64>,
+    /// Of these, those with a denied name, which were not delivered.
+    #[serde(default)]
+    pub withheld: u64,
     pub unparsed: u64,
     pub truncated: u64,
     /// TCP streams given up: bytes missing, too long, too many.

@@ -119,6 +119,9 @@ impl Message {
     }
 }
 
+/// Bytes of the headers of `Carrier::Udp6Extensions`.
+pub(crate) const EXTENSIONS: usize = 52;
+
 /// How a message travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Carrier {

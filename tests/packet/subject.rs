@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use aya::maps::{HashMap, Map, MapData, PerCpuArray, RingBuf};
-use aya::programs::{CgroupSkb, TestRun, TestRunOptions};
+use aya::programs::{CgroupSkb, TestRun, TestRunOptions, TestRunResult};
 use aya::{Ebpf, EbpfLoader, Pod};
 use enforcer::engine::compile::{Compiled, Network};
 use enforcer::engine::policy::{self, Source};
@@ -13,14 +13,19 @@ use enforcer::engine::tables::Tables;
 use enforcer::sys::bpf::{Answers, OBJECT, double};
 use enforcer::sys::ring::Record;
 use enforcer_common::answer::Outcome;
-use enforcer_common::counter::Counter;
+use enforcer_common::belief::Doubt;
+use enforcer_common::counter::{Counter, DOUBTS_AT, OUTCOMES_AT};
 use enforcer_common::kernel::Settings;
 use enforcer_common::{Addr, Entry};
+
+use crate::message;
 
 pub(crate) const FLOOR: u32 = 60;
 /// Addresses that find room: few, so that all can be looked at after every packet.
 const ROOM: u32 = 256;
 pub(crate) const CAP: u32 = 86_400;
+/// The cookie of all sockets, with `one_socket`.
+const ONLY_SOCKET: u64 = 0;
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -35,6 +40,7 @@ type Half = HashMap<MapData, [u8; 16], Raw<Entry>>;
 pub(crate) struct Subject {
     ebpf: Ebpf,
     pub(crate) answers: Answers,
+    opened: HashMap<MapData, u64, u64>,
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, u64>,
     clients: u32,
@@ -42,11 +48,47 @@ pub(crate) struct Subject {
     mount: PathBuf,
 }
 
+const ANSWERS: &str = "dns_ingress";
+const QUESTIONS: &str = "dns_egress";
+
+/// The packet that asks what the answer answers, from the same client. `None`: by TCP, nothing is asked by packet.
+pub(crate) fn query(answer: &[u8]) -> Option<Vec<u8>> {
+    let (eth, ip) = answer.split_at(14);
+    let v4 = ip[0] >> 4 == 4;
+    let (network, protocol) = if v4 {
+        (usize::from(ip[0] & 0x0f) * 4, ip[9])
+    } else if ip[6] == 0 {
+        (40 + message::EXTENSIONS, 17)
+    } else {
+        (40, ip[6])
+    };
+    if protocol != 17 {
+        return None;
+    }
+    let (udp, message) = ip[network..].split_at(8);
+    let mut query = eth.to_vec();
+    if v4 {
+        query.extend([&[0x45], &ip[1..9], &[17], &ip[10..12], &ip[16..20], &ip[12..16]].concat());
+    } else {
+        query.extend([&ip[..6], &[17], &ip[7..8], &ip[24..40], &ip[8..24]].concat());
+    }
+    query.extend([&udp[2..4], &udp[..2], &udp[4..]].concat());
+    let header = query.len();
+    query.extend(message);
+    if message.len() >= 12 {
+        query[header + 2..header + 12].copy_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    }
+    Some(query)
+}
+
 /// What became of one packet.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) delivered: bool,
-    pub(crate) outcome: Outcome,
+    /// `None`: it was not believed.
+    pub(crate) outcome: Option<Outcome>,
+    /// The daemon was told.
+    pub(crate) copied: bool,
     pub(crate) dropped: bool,
     pub(crate) time: u64,
     pub(crate) entered: BTreeMap<Addr, Entry>,
@@ -57,7 +99,7 @@ impl Subject {
         let mount = std::env::temp_dir().join(format!("enforcer-packet-{}", std::process::id()));
         fs::create_dir_all(&mount).unwrap();
         rustix::mount::mount("bpf", &mount, "bpf", rustix::mount::MountFlags::empty(), None).unwrap();
-        let settings = Raw(Settings { ttl_floor: FLOOR, ttl_cap: CAP, ..Settings::default() });
+        let settings = Raw(Settings { ttl_floor: FLOOR, ttl_cap: CAP, one_socket: 1, ..Settings::default() });
         double::prepare(&mount).unwrap();
         let pins = double::DOUBLE_MAPS.map(|map| (map, mount.join(map)));
         let mut loader = EbpfLoader::new();
@@ -74,38 +116,88 @@ impl Subject {
         let halves = [half(0), half(1)];
         let ring = RingBuf::try_from(ebpf.take_map("RING").unwrap()).unwrap();
         let counts = PerCpuArray::try_from(ebpf.take_map("COUNTS").unwrap()).unwrap();
-        let program: &mut CgroupSkb = ebpf.program_mut("dns_ingress").unwrap().try_into().unwrap();
-        if let Err(error) = program.load() {
-            panic!("{}", format!("{error:?}").replace("\\n", "\n"));
+        for name in [ANSWERS, QUESTIONS] {
+            let program: &mut CgroupSkb = ebpf.program_mut(name).unwrap().try_into().unwrap();
+            if let Err(error) = program.load() {
+                panic!("{}", format!("{error:?}").replace("\\n", "\n"));
+            }
         }
-        Self { ebpf, answers, ring, counts, clients: 0, halves, mount }
+        let opened = HashMap::try_from(ebpf.take_map("OPENED").unwrap()).unwrap();
+        let mut subject = Self { ebpf, answers, opened, ring, counts, clients: 0, halves, mount };
+        subject.open_connection();
+        subject
     }
 
-    fn program(&self) -> &CgroupSkb {
-        self.ebpf.program("dns_ingress").unwrap().try_into().unwrap()
+    fn program(&self, name: &str) -> &CgroupSkb {
+        self.ebpf.program(name).unwrap().try_into().unwrap()
     }
 
-    pub(crate) fn verified_instructions(&self) -> u32 {
-        self.program().info().unwrap().verified_instruction_count().unwrap_or(0)
+    fn hand(&self, program: &str, frame: &[u8], repeat: u32) -> TestRunResult {
+        let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() };
+        self.program(program).test_run(options).unwrap()
     }
 
-    /// The packet's way through the program. What it entered is taken out again.
+    pub(crate) fn verified_instructions(&self, program: &str) -> u32 {
+        self.program(program).info().unwrap().verified_instruction_count().unwrap_or(0)
+    }
+
+    /// The packet's way through the program, as the answer to a question. What it entered is taken out again.
     pub(crate) fn run(&mut self, frame: &[u8]) -> Run {
         let frame = &self.for_another_client(frame);
-        let result = self
-            .program()
-            .test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() })
-            .unwrap();
-        let record = self.ring.next().expect("a packet from port 53 is copied");
-        let Some(Record::Answer(header, _)) = Record::parse(&record) else { panic!("an odd record") };
+        self.ask(frame, 1);
+        self.answer(frame)
+    }
+
+    /// The packet's way through the program, whether somebody asked for it or not.
+    pub(crate) fn answer(&mut self, frame: &[u8]) -> Run {
+        let before = Outcome::ALL.map(|outcome| self.outcome(outcome));
+        let time = enforcer::sys::clock::boot_ns();
+        let result = self.hand(ANSWERS, frame, 1);
+        let mut counted =
+            Outcome::ALL.into_iter().zip(before).filter(|(outcome, before)| self.outcome(*outcome) > *before);
+        let outcome = counted.next().map(|(outcome, _)| outcome);
+        assert!(counted.next().is_none(), "one packet, two outcomes");
+        let record = self.ring.next();
+        let header = record.as_ref().map(|record| match Record::parse(record) {
+            Some(Record::Answer(header, _)) => header,
+            _ => panic!("an odd record"),
+        });
         drop(record);
+        if let Some(header) = header {
+            assert_eq!(Outcome::from_wire(header.outcome), outcome);
+        }
         Run {
             delivered: result.return_value == 1,
-            outcome: Outcome::from_wire(header.outcome).unwrap(),
-            dropped: header.dropped == 1,
-            time: header.time,
+            outcome,
+            copied: header.is_some(),
+            dropped: header.is_some_and(|header| header.dropped == 1),
+            time: header.map_or(time, |header| header.time),
             entered: self.take_entered(),
         }
+    }
+
+    /// The question to which the packet is the answer leaves, so many times.
+    pub(crate) fn ask(&mut self, answer: &[u8], times: u32) {
+        if let Some(query) = query(answer) {
+            self.hand(QUESTIONS, &query, times);
+        }
+    }
+
+    /// As if the only socket had opened a connection to a server, which a packet without a socket cannot tell.
+    pub(crate) fn open_connection(&mut self) {
+        self.opened.insert(ONLY_SOCKET, 1, 0).unwrap();
+    }
+
+    pub(crate) fn close_connections(&mut self) {
+        self.opened.remove(&ONLY_SOCKET).unwrap();
+    }
+
+    pub(crate) fn doubt(&self, doubt: Doubt) -> u64 {
+        self.sum(DOUBTS_AT + doubt as u32)
+    }
+
+    fn outcome(&self, outcome: Outcome) -> u64 {
+        self.sum(OUTCOMES_AT + outcome as u32)
     }
 
     /// Hands over the packet; what it entered stays.
@@ -116,9 +208,9 @@ impl Subject {
     /// Whether the packet is delivered, and whether its record says that it was dropped.
     pub(crate) fn pass(&mut self, frame: &[u8]) -> (bool, bool) {
         let frame = &self.for_another_client(frame);
-        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
-        let result = self.program().test_run(options).unwrap();
-        let record = self.ring.next().expect("a packet from port 53 is copied");
+        self.ask(frame, 1);
+        let result = self.hand(ANSWERS, frame, 1);
+        let record = self.ring.next().expect("an answer that was asked for is copied");
         let Some(Record::Answer(header, _)) = Record::parse(&record) else { panic!("an odd record") };
         (result.return_value == 1, header.dropped == 1)
     }
@@ -134,8 +226,8 @@ impl Subject {
 
     /// Whether the daemon is told of the packet as it is.
     pub(crate) fn is_copied(&mut self, frame: &[u8]) -> bool {
-        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
-        self.program().test_run(options).unwrap();
+        self.ask(frame, 1);
+        self.hand(ANSWERS, frame, 1);
         self.take_entered();
         self.ring.next().is_some()
     }
@@ -165,15 +257,24 @@ impl Subject {
 
     /// Nanoseconds a run, without the copy's way to user space (the ring is full after the first ones).
     pub(crate) fn time(&mut self, frame: &[u8], repeat: u32) -> f64 {
-        let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() };
-        let took = self.program().test_run(options).unwrap().duration;
+        self.ask(frame, repeat);
+        let took = self.hand(ANSWERS, frame, repeat).duration;
         while self.ring.next().is_some() {}
         self.take_entered();
         took.as_nanos() as f64
     }
 
+    /// Nanoseconds in which one of the questions leaves to which the packets are answers.
+    pub(crate) fn time_question(&mut self, query: &[u8], repeat: u32) -> f64 {
+        self.hand(QUESTIONS, query, repeat).duration.as_nanos() as f64
+    }
+
     pub(crate) fn count(&self, counter: Counter) -> u64 {
-        self.counts.get(&(counter as u32), 0).unwrap().iter().sum()
+        self.sum(counter as u32)
+    }
+
+    fn sum(&self, index: u32) -> u64 {
+        self.counts.get(&index, 0).unwrap().iter().sum()
     }
 }
 

@@ -3,10 +3,11 @@
 //! The same code runs in the packet path and in the tests of user space. It agrees with the daemon's parser, or
 //! says that it does not decide (`Outcome::is_late`); the daemon reads every message anyway.
 
-mod reader;
+pub(crate) mod reader;
 mod records;
 
 use crate::addr::Addr;
+use crate::belief::{self, WORDS};
 use crate::name::{Match, Matching, Name, Tables, match_name};
 use crate::verdict::{BootNanos, Claim, Entry};
 use records::Record;
@@ -133,6 +134,36 @@ impl Scratch {
     #[inline(always)]
     pub fn digest(&self) -> u64 {
         self.digest
+    }
+
+    /// Of the message before.
+    #[inline(always)]
+    pub fn forget(&mut self) {
+        self.found_len = 0;
+        self.claimed = Match::NONE;
+    }
+
+    /// The number by which who asks knows the answer.
+    #[inline(always)]
+    pub fn id(&self) -> u16 {
+        self.u16(0)
+    }
+
+    /// A hash of what is asked, by which the answer is known to belong to the question.
+    #[inline(always)]
+    pub fn question(&self) -> u64 {
+        let mut words = [0; WORDS];
+        let mut index = 0;
+        while index < WORDS {
+            let at = HEADER as usize + 8 * index;
+            let half = |at: usize| {
+                let bytes = &self.message;
+                u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as u64
+            };
+            words[index] = half(at) | half(at + 4) << 32;
+            index += 1;
+        }
+        belief::question(&words)
     }
 
     #[inline(always)]

@@ -147,7 +147,7 @@ const HIGH: u64 = 0x80 * ONES;
 
 /// Eight bytes in lower case, and the highest bit of each that is not printable ASCII, or a dot or backslash.
 #[inline(always)]
-const fn canonical(word: u64) -> (u64, u64) {
+pub(crate) const fn canonical(word: u64) -> (u64, u64) {
     // Sums of seven bits carry into the eighth, never into the next byte.
     let low = word & !HIGH;
     let upper = (low + (0x80 - 0x41) * ONES) & !(low + (0x80 - 0x5b) * ONES) & !word & HIGH;

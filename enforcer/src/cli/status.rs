@@ -65,13 +65,15 @@ impl Display for Screen<'_> {
                 (counters.lost_answers, "answers lost"),
                 (counters.uncopied_packets, "not copied"),
                 (dns.dropped, "not delivered"),
+                (dns.withheld, "withheld"),
                 (dns.unparsed, "not understood"),
                 (dns.streams_lost, "TCP streams lost"),
                 (dns.evicted, "bindings evicted early"),
                 (dns.refused_bindings, "denied names with protected addresses"),
             ])
         )?;
-        late_line(f, &dns.late)?;
+        reasons_line(f, "decided late", &dns.late)?;
+        reasons_line(f, "not believed", &dns.unbelieved)?;
         map_line(f, map)?;
         self.0.sinks.iter().try_for_each(|sink| sink_line(f, sink))?;
         let Status { version, pid, kernel, uptime_seconds, .. } = self.0;
@@ -116,16 +118,17 @@ fn policy_lines(f: &mut fmt::Formatter<'_>, policy: &PolicyStatus) -> fmt::Resul
     writeln!(f, "kernel    {names} names, {globs} globs in {states} states{late}")
 }
 
-/// Why answers were left to the daemon, the most frequent reason first.
-fn late_line(f: &mut fmt::Formatter<'_>, late: &BTreeMap<String, u64>) -> fmt::Result {
-    let mut reasons: Vec<_> = late.iter().map(|(reason, count)| (*count, reason.replace('_', " "))).collect();
+/// Why answers were left to the daemon, or not believed; the most frequent reason first.
+fn reasons_line(f: &mut fmt::Formatter<'_>, what: &str, counts: &BTreeMap<String, u64>) -> fmt::Result {
+    let mut reasons: Vec<_> =
+        counts.iter().map(|(reason, count)| (*count, reason.replace('_', " "))).collect();
     if reasons.is_empty() {
         return Ok(());
     }
     reasons.sort_by_key(|reason| std::cmp::Reverse(reason.0));
     let all: u64 = reasons.iter().map(|(count, _)| count).sum();
     let reasons: Vec<_> = reasons.iter().map(|(count, reason)| format!("{count} {reason}")).collect();
-    writeln!(f, "          {WARN}{all} decided late{WARN:#}: {}", reasons.join(", "))
+    writeln!(f, "          {WARN}{all} {what}{WARN:#}: {}", reasons.join(", "))
 }
 
 fn map_line(f: &mut fmt::Formatter<'_>, map: &MapStatus) -> fmt::Result {
@@ -252,6 +255,8 @@ warning: do this
         status.counters.faults = 4;
         status.counters.incomplete_events = 7;
         status.dns.late = [("odd_name".to_owned(), 2), ("segmented".to_owned(), 9)].into();
+        status.dns.unbelieved = [("unasked".to_owned(), 3)].into();
+        status.dns.withheld = 2;
         status.policy.late_globs = 1;
         status.map.answered = 8;
         status.map.answered_capacity = 10;
@@ -264,6 +269,8 @@ warning: do this
             "not by LSM: no bpf",
             ", 3 reports lost, 7 reports incomplete, 4 let pass unread\n",
             "\n          11 decided late: 9 segmented, 2 odd name\n",
+            "\n          3 not believed: 3 unasked\n",
+            ", 2 withheld",
             "in 17 states, 1 globs matched late\n",
             ", 8 of 10 fresh",
             ", 5 could NOT be denied",

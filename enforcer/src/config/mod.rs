@@ -40,6 +40,8 @@ pub struct Config {
     pub ttl_floor: Duration,
     pub ttl_cap: Duration,
     pub never_deny: Vec<IpNetwork>,
+    /// Servers whose answers to users are believed, beside those of the host.
+    pub trusted_servers: Vec<IpNetwork>,
     pub on_stop: OnStop,
     pub socket: PathBuf,
     /// `None`: the root of the cgroup2 mount.
@@ -122,6 +124,7 @@ impl Default for Config {
             ttl_floor: Duration::from_secs(60 * 60),
             ttl_cap: Duration::from_secs(24 * 60 * 60),
             never_deny: Vec::new(),
+            trusted_servers: Vec::new(),
             on_stop: OnStop::Release,
             socket: "/run/enforcer/control.sock".into(),
             cgroup: None,

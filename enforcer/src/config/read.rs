@@ -1,11 +1,12 @@
 //! Reads the settings by hand from toml's spanned tree: serde would stop at the first mistake.
 
 use std::borrow::Cow;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -45,6 +46,7 @@ const KEYS: &[&str] = &[
     "ttl_floor",
     "ttl_cap",
     "never_deny",
+    "trusted_servers",
     "on_stop",
     "socket",
     "cgroup",
@@ -78,6 +80,7 @@ impl Reader<'_> {
                 "ttl_floor" => put(&mut config.ttl_floor, self.duration(name, value)),
                 "ttl_cap" => put(&mut config.ttl_cap, self.duration(name, value)),
                 "never_deny" => config.never_deny = self.networks(name, value),
+                "trusted_servers" => config.trusted_servers = self.trusted(name, value),
                 "on_stop" => put(&mut config.on_stop, self.choice(name, value, ON_STOP)),
                 "socket" => put(&mut config.socket, self.path(name, value)),
                 "cgroup" => config.cgroup = self.path(name, value),
@@ -131,6 +134,19 @@ impl Reader<'_> {
             return Vec::new();
         };
         items.iter().filter_map(|item| self.network(key, item)).collect()
+    }
+
+    /// `"any"`, or networks beside the host's own servers.
+    fn trusted(&mut self, key: &str, value: &Value<'_>) -> Vec<IpNetwork> {
+        match value.get_ref().as_str() {
+            Some("any") => ANY.to_vec(),
+            Some(text) => {
+                let hint = "write \"any\", or a list such as [\"192.0.2.53\"]";
+                self.error(value.span(), &format!("{key} cannot be {text:?}"), Some(hint.into()));
+                Vec::new()
+            }
+            None => self.networks(key, value),
+        }
     }
 
     pub(super) fn network(&mut self, key: &str, value: &Value<'_>) -> Option<IpNetwork> {
@@ -270,6 +286,11 @@ impl Reader<'_> {
     }
 }
 
+/// Every address.
+const ANY: [IpNetwork; 2] = [
+    IpNetwork::V4(Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap()),
+    IpNetwork::V6(Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED, 0).unwrap()),
+];
 const EVENTS: &[(&str, EventVolume)] =
     &[("all", EventVolume::All), ("denied", EventVolume::Denied), ("none", EventVolume::None)];
 #[derive(Clone, Copy)]

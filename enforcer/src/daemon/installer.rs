@@ -1,11 +1,13 @@
 //! Carries out the engine's steps on the kernel's maps, and remembers what did not work.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use enforcer_common::answer::Outcome;
+use enforcer_common::belief::Doubt;
 use enforcer_common::counter::Counter;
 use enforcer_common::{Addr, Entry};
+use ipnetwork::IpNetwork;
 use tracing::{error, warn};
 
 use crate::engine::compile::Network;
@@ -106,13 +108,19 @@ impl Installer {
         }
     }
 
-    /// Addresses and networks that no answer may deny.
-    pub(super) fn protect(&mut self, never: &NeverDeny) {
+    /// Addresses and networks that no answer may deny, and servers that are believed beside those of the host.
+    pub(super) fn protect(&mut self, never: &NeverDeny, trusted: &[IpNetwork]) {
         let answers = &mut self.kernel.answers;
         if let Err(error) =
             answers.set_never_deny(&never.networks).and_then(|()| answers.set_host(&never.host))
         {
             complain("an answer may deny an address of this host", &error);
+        }
+        let host = never.host.iter().map(|addr| Network { addr: addr.octets(), prefix: 128 });
+        let trusted = trusted.iter().copied().map(Network::from);
+        let all: HashSet<Network> = host.chain(trusted).collect();
+        if let Err(error) = self.kernel.answers.set_trusted(&all.into_iter().collect::<Vec<_>>()) {
+            complain("answers of a server that this host uses may not be believed", &error);
         }
     }
 
@@ -157,6 +165,13 @@ impl Installer {
 
     pub(super) fn outcome(&self, outcome: Outcome) -> u64 {
         self.kernel.outcome(outcome).unwrap_or_else(|error| {
+            complain("a counter of the kernel side cannot be read", &error);
+            0
+        })
+    }
+
+    pub(super) fn doubt(&self, doubt: Doubt) -> u64 {
+        self.kernel.doubt(doubt).unwrap_or_else(|error| {
             complain("a counter of the kernel side cannot be read", &error);
             0
         })

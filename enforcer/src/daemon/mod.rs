@@ -203,7 +203,7 @@ impl Daemon {
         }
         self.losses = self.read_losses();
         self.settled = self.losses;
-        self.installer.protect(self.state.never_deny());
+        self.installer.protect(self.state.never_deny(), &self.config.trusted_servers);
         self.memory.restore(&mut self.state);
         self.reload("start");
         self.installer.kernel().supersede();
@@ -434,7 +434,7 @@ impl Daemon {
                     if self.state.never_deny().host != host {
                         let steps = self.state.set_host(host, now);
                         self.installer.apply(steps, &mut self.state);
-                        self.installer.protect(self.state.never_deny());
+                        self.installer.protect(self.state.never_deny(), &self.config.trusted_servers);
                         self.retired |= self.installer.rotate();
                     }
                 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use enforcer_common::answer::Outcome;
+use enforcer_common::belief::Doubt;
 use enforcer_common::counter::Counter;
 use enforcer_common::limits::ADDRESSES;
 use enforcer_common::verdict::FOREVER;
@@ -105,6 +106,8 @@ fn dns(daemon: &Daemon) -> DnsStatus {
         matched: daemon.installer.count(Counter::AnswersMatched),
         late: late(daemon),
         dropped: daemon.installer.count(Counter::AnswersDropped),
+        unbelieved: unbelieved(daemon),
+        withheld: daemon.installer.count(Counter::AnswersWithheld),
         unparsed: counts.unparsed,
         truncated: counts.truncated,
         streams_lost: daemon.state.streams_lost(),
@@ -121,6 +124,23 @@ fn late(daemon: &Daemon) -> BTreeMap<String, u64> {
     let counted = late.map(|outcome| (outcome_name(outcome).to_owned(), daemon.installer.outcome(outcome)));
     let globs = ("late_globs".to_owned(), daemon.state.dns_counts().late_globs);
     counted.chain([globs]).filter(|(_, count)| *count > 0).collect()
+}
+
+/// Answers that were not believed, by reason.
+fn unbelieved(daemon: &Daemon) -> BTreeMap<String, u64> {
+    let counted = Doubt::ALL.map(|doubt| (doubt_name(doubt).to_owned(), daemon.installer.doubt(doubt)));
+    counted.into_iter().filter(|(_, count)| *count > 0).collect()
+}
+
+fn doubt_name(doubt: Doubt) -> &'static str {
+    match doubt {
+        Doubt::Unasked => "unasked",
+        Doubt::Late => "overdue",
+        Doubt::Replayed => "replayed",
+        Doubt::NotOpened => "not_opened",
+        Doubt::Foreign => "foreign_namespace",
+        Doubt::Untrusted => "untrusted_server",
+    }
 }
 
 fn outcome_name(outcome: Outcome) -> &'static str {

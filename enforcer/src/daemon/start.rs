@@ -64,6 +64,11 @@ pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
             "events lists security_socket_connect, which needs the LSM hooks: there are no such events";
         problems.push(text.to_owned());
     }
+    if host::users_may_serve_dns() {
+        let text = "net.ipv4.ip_unprivileged_port_start is 53 or less: every user can answer DNS questions on this host's own \
+                    addresses, and so have addresses denied for everybody. Set it to 1024, or at least to 54";
+        problems.push(text.to_owned());
+    }
     let enforcement = Enforcement { kernel: preflight.kernel, hooks, reason, canary, problems };
     announce(&enforcement);
     Ok(Started { kernel, ring, enforcement, cgroup: mount })

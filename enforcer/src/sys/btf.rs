@@ -77,6 +77,10 @@ fn offsets_of(bytes: &[u8]) -> Result<Offsets, BtfError> {
         mount_mountpoint: at("mount", &["mnt_mountpoint"])?,
         nsproxy_net: at("nsproxy", &["net_ns"])?,
         net_inum: at("net", &["ns", "inum"])?,
+        net_user_ns: at("net", &["user_ns"])?,
+        user_ns_inum: at("user_namespace", &["ns", "inum"])?,
+        sock_net: at("sock", &["__sk_common", "skc_net"])?,
+        sock_uid: at("sock", &["sk_uid"])?,
     })
 }
 

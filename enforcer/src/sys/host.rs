@@ -1,8 +1,10 @@
-//! The host's own addresses and resolvers: what a DNS answer must never be able to deny.
+//! The host's own addresses and resolvers: what a DNS answer must never be able to deny. And its namespaces.
 
 use std::collections::HashSet;
 use std::fs;
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use enforcer_common::Addr;
@@ -21,6 +23,31 @@ pub fn protected() -> std::io::Result<HashSet<Addr>> {
     }
     Ok(addresses)
 }
+
+/// Whether port 53 is open to everybody.
+pub fn users_may_serve_dns() -> bool {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    text.ok().and_then(|text| text.trim().parse::<u32>().ok()).is_some_and(|port| port <= 53)
+}
+
+/// Inode numbers of this process's network namespace, which is taken for the host's, and of the user namespace that it
+/// belongs to.
+pub fn namespaces() -> std::io::Result<(u32, u32)> {
+    let net = fs::File::open("/proc/self/ns/net")?;
+    // SAFETY: takes no argument but the descriptor, and gives a new one.
+    let owner = unsafe { libc::ioctl(net.as_raw_fd(), NS_GET_USERNS) };
+    if owner < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else has.
+    let owner = fs::File::from(unsafe { OwnedFd::from_raw_fd(owner) });
+    // The kernel numbers namespaces with 32 bits.
+    let number = |file: &fs::File| file.metadata().map(|metadata| metadata.ino() as u32);
+    Ok((number(&net)?, number(&owner)?))
+}
+
+/// ioctl_ns(2): `_IO(0xb7, 1)`.
+const NS_GET_USERNS: libc::Ioctl = 0xb701;
 
 fn own() -> std::io::Result<impl Iterator<Item = Addr>> {
     let interfaces = getifaddrs()?;
@@ -56,6 +83,14 @@ mod tests {
     #[test]
     fn own_addresses_include_loopback() {
         assert!(own().unwrap().any(|addr| addr == Addr::from_v4([127, 0, 0, 1])));
+    }
+
+    #[test]
+    fn namespaces_are_those_of_proc() {
+        let (net, owner) = namespaces().unwrap();
+        let name = fs::read_link("/proc/self/ns/net").unwrap();
+        assert_eq!(name.to_str(), Some(format!("net:[{net}]").as_str()));
+        assert_ne!(owner, 0);
     }
 
     #[test]

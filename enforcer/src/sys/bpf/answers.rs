@@ -22,6 +22,10 @@ use crate::engine::tables::Tables;
 
 pub(super) const HOST: &str = "HOST";
 pub(super) const NEVER_DENY: &str = "NEVER_DENY";
+/// Of `dns_egress` and `dns_ingress` alone.
+pub(super) const ASKED: &str = "ASKED";
+pub(super) const OPENED: &str = "OPENED";
+pub(super) const TRUSTED: &str = "TRUSTED";
 pub(super) const CONTROL: &str = "CONTROL";
 pub(super) const HEADERS: &str = "HEADERS";
 
@@ -45,6 +49,7 @@ pub struct Answers {
     halves: [Answered; 2],
     host: HashMap<MapData, [u8; 16], u32>,
     never_deny: LpmTrie<MapData, [u8; 16], u32>,
+    trusted: LpmTrie<MapData, [u8; 16], u32>,
 }
 
 impl Answers {
@@ -63,6 +68,7 @@ impl Answers {
             halves,
             host: take(ebpf, HOST)?,
             never_deny: take(ebpf, NEVER_DENY)?,
+            trusted: take(ebpf, TRUSTED)?,
         })
     }
 
@@ -134,20 +140,12 @@ impl Answers {
 
     /// Networks that no answer may deny.
     pub fn set_never_deny(&mut self, networks: &[Network]) -> Result<(), BpfError> {
-        let key = |network: &Network| Key::new(network.prefix.into(), network.addr);
-        for network in networks {
-            self.never_deny.insert(&key(network), 1, 0).map_err(error(NEVER_DENY))?;
-        }
-        let known: Vec<Key<[u8; 16]>> =
-            self.never_deny.keys().collect::<Result<_, _>>().map_err(error(NEVER_DENY))?;
-        let wanted = |old: &Key<[u8; 16]>| {
-            let old = Network { addr: old.data(), prefix: old.prefix_len() as u8 };
-            networks.contains(&old)
-        };
-        known
-            .iter()
-            .filter(|old| !wanted(old))
-            .try_for_each(|old| gone(NEVER_DENY, self.never_deny.remove(old)))
+        set(&mut self.never_deny, NEVER_DENY, networks)
+    }
+
+    /// Networks of the servers whose answers to users are believed.
+    pub fn set_trusted(&mut self, networks: &[Network]) -> Result<(), BpfError> {
+        set(&mut self.trusted, TRUSTED, networks)
     }
 
     fn control(&self) -> Result<Control, BpfError> {
@@ -162,6 +160,24 @@ impl Answers {
         let automata = double::array(AUTOMATA, &tables.automata).map_err(error(AUTOMATA))?;
         self.automata.set(slot, &automata, 0).map_err(error(AUTOMATA))
     }
+}
+
+/// What is in both the old and the new set is in the map all the time.
+fn set(
+    map: &mut LpmTrie<MapData, [u8; 16], u32>,
+    name: &'static str,
+    networks: &[Network],
+) -> Result<(), BpfError> {
+    let key = |network: &Network| Key::new(network.prefix.into(), network.addr);
+    for network in networks {
+        map.insert(&key(network), 1, 0).map_err(error(name))?;
+    }
+    let known: Vec<Key<[u8; 16]>> = map.keys().collect::<Result<_, _>>().map_err(error(name))?;
+    let wanted = |old: &Key<[u8; 16]>| {
+        let old = Network { addr: old.data(), prefix: old.prefix_len() as u8 };
+        networks.contains(&old)
+    };
+    known.iter().filter(|old| !wanted(old)).try_for_each(|old| gone(name, map.remove(old)))
 }
 
 fn entries(half: &Answered) -> Result<Vec<(Addr, Entry)>, BpfError> {

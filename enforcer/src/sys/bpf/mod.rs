@@ -18,19 +18,21 @@ use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FExit, Lsm};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use enforcer_common::answer::{Lifetime, Outcome};
-use enforcer_common::counter::{COUNTERS, Counter, OUTCOMES_AT};
+use enforcer_common::belief::{self, Doubt};
+use enforcer_common::counter::{COUNTERS, Counter, DOUBTS_AT, OUTCOMES_AT};
 use enforcer_common::event::ConnectRecord;
 use enforcer_common::kernel::{Control, Offsets, Settings};
 use enforcer_common::name::Header;
 use enforcer_common::{Addr, Entry, limits};
 
 pub use answers::Answers;
-use answers::{CONTROL, HEADERS, HOST, NEVER_DENY};
+use answers::{ASKED, CONTROL, HEADERS, HOST, NEVER_DENY, OPENED, TRUSTED};
 use double::{ANSWERED, AUTOMATA, DOMAINS, NAMES, REPEATS};
 pub use ignore::IgnoredCgroups;
 pub use repeats::Windows;
 
 use super::btf::{self, BtfError};
+use super::host;
 use crate::config::Ignore;
 use crate::engine::compile::Network;
 
@@ -39,7 +41,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// Part of the pin directory's name: raised whenever a map's layout or meaning changes, so that a daemon never
 /// adopts maps that it would misread.
-const PIN_VERSION: &str = "v4";
+const PIN_VERSION: &str = "v5";
 
 const ADDRESSES: &str = "ADDRESSES";
 const NETWORKS: &str = "NETWORKS";
@@ -47,9 +49,9 @@ const RING: &str = "RING";
 const COUNTS: &str = "COUNTS";
 const SEQUENCE: &str = "SEQUENCE";
 const PENDING: &str = "PENDING";
-const MAPS: [&str; 15] = [
+const MAPS: [&str; 18] = [
     ADDRESSES, NETWORKS, RING, COUNTS, SEQUENCE, PENDING, REPEATS, ANSWERED, HOST, NEVER_DENY, CONTROL,
-    HEADERS, NAMES, DOMAINS, AUTOMATA,
+    HEADERS, NAMES, DOMAINS, AUTOMATA, ASKED, OPENED, TRUSTED,
 ];
 
 /// Prefix of a link's pin; the rest is the program's name.
@@ -61,6 +63,8 @@ const FRESH: &str = "fresh_";
 pub enum BpfError {
     #[error(transparent)]
     Btf(#[from] BtfError),
+    #[error("cannot find out in which namespaces this runs: {0}; is /proc mounted?")]
+    Namespaces(std::io::Error),
     #[error("cannot load the eBPF object: {0}")]
     Object(#[from] aya::EbpfError),
     #[error("the kernel refused the program `{program}`: {}", chain(.source))]
@@ -227,6 +231,11 @@ impl Kernel {
         self.sum(OUTCOMES_AT + outcome as u32)
     }
 
+    /// DNS messages that were not believed for this reason.
+    pub fn doubt(&self, doubt: Doubt) -> Result<u64, BpfError> {
+        self.sum(DOUBTS_AT + doubt as u32)
+    }
+
     fn sum(&self, index: u32) -> Result<u64, BpfError> {
         debug_assert!(index < COUNTERS);
         let per_cpu = self.counts.get(&index, 0).map_err(|source| BpfError::Map { map: COUNTS, source })?;
@@ -294,6 +303,7 @@ impl AsRawFd for Ring {
 pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
     let offsets = Wire(if options.read_kernel { btf::offsets()? } else { Offsets::default() });
     let masks = ignore::masks(options.ignore);
+    let (net_namespace, user_namespace) = host::namespaces().map_err(BpfError::Namespaces)?;
     let settings = Wire(Settings {
         read_kernel: options.read_kernel.into(),
         report: options.report,
@@ -303,6 +313,10 @@ pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
         aggregate: options.aggregate.into(),
         outcome: (options.outcome && options.hooks == Hooks::Lsm).into(),
         events: options.events,
+        net_namespace,
+        user_namespace,
+        one_socket: 0,
+        reserved: 0,
         ignored_verdicts: masks.verdicts,
         any_user: masks.any_user,
         any_cgroup: masks.any_cgroup,
@@ -332,7 +346,9 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
         COUNTS | SEQUENCE => (4, 8),
         PENDING => (4, size_of::<ConnectRecord>() as u32),
         HOST => (16, 4),
-        NEVER_DENY => (20, 4),
+        NEVER_DENY | TRUSTED => (20, 4),
+        ASKED => (4, size_of::<belief::Bucket>() as u32),
+        OPENED => (8, 8),
         CONTROL => (4, size_of::<Control>() as u32),
         HEADERS => (4, size_of::<Header>() as u32),
         REPEATS | ANSWERED | NAMES | DOMAINS | AUTOMATA => (4, 4),
@@ -341,7 +357,7 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
     let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
     let data = match map {
         Map::HashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => data,
-        Map::Array(data) | Map::ArrayOfMaps(data) => data,
+        Map::Array(data) | Map::ArrayOfMaps(data) | Map::LruHashMap(data) => data,
         _ => return Err(BpfError::Shape(path.to_owned())),
     };
     let info = data.info().map_err(|source| BpfError::Map { map: name, source })?;
@@ -361,14 +377,18 @@ const LSM_PROGRAMS: [&str; 2] = ["socket_connect", "socket_sendmsg"];
 const CGROUP_PROGRAMS: [&str; 4] = ["connect4", "connect6", "sendmsg4", "sendmsg6"];
 pub const EXIT_PROGRAM: &str = "connect_exit";
 const DNS_PROGRAM: &str = "dns_ingress";
+const QUESTION_PROGRAM: &str = "dns_egress";
 
 /// Attaches the new programs beside the old ones, lets each take its predecessor's place, then drops what this
 /// configuration no longer uses.
 fn attach(ebpf: &mut Ebpf, options: &Options<'_>, pin: &Path) -> Result<(), BpfError> {
     let cgroup = fs::File::open(options.cgroup)
         .map_err(|source| path_error("cannot open the cgroup", options.cgroup, source))?;
-    // Answers first: what is learnt early is only denied earlier.
-    let mut links = vec![(DNS_PROGRAM, cgroup_skb(ebpf, &cgroup)?)];
+    // Questions first, so that answers are believed; then answers: what is learnt early is only denied earlier.
+    let mut links = vec![
+        (QUESTION_PROGRAM, cgroup_skb(ebpf, QUESTION_PROGRAM, CgroupSkbAttachType::Egress, &cgroup)?),
+        (DNS_PROGRAM, cgroup_skb(ebpf, DNS_PROGRAM, CgroupSkbAttachType::Ingress, &cgroup)?),
+    ];
     match options.hooks {
         Hooks::Lsm => {
             let btf = Btf::from_sys_fs().map_err(|error| BpfError::Object(error.into()))?;
@@ -418,15 +438,19 @@ fn cgroup_sock_addr(ebpf: &mut Ebpf, name: &'static str, cgroup: impl AsFd) -> R
     link.try_into().map_err(|source| BpfError::Link { program: name, source })
 }
 
-fn cgroup_skb(ebpf: &mut Ebpf, cgroup: impl AsFd) -> Result<FdLink, BpfError> {
-    let failed = |source| BpfError::Program { program: DNS_PROGRAM, source };
-    let program: &mut CgroupSkb = program(ebpf, DNS_PROGRAM)?.try_into().map_err(failed)?;
+fn cgroup_skb(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    direction: CgroupSkbAttachType,
+    cgroup: impl AsFd,
+) -> Result<FdLink, BpfError> {
+    let failed = |source| BpfError::Program { program: name, source };
+    let program: &mut CgroupSkb = program(ebpf, name)?.try_into().map_err(failed)?;
     program.load().map_err(failed)?;
     // Single is what link creation takes; links of several owners still coexist.
-    let link =
-        program.attach(cgroup, CgroupSkbAttachType::Ingress, CgroupAttachMode::Single).map_err(failed)?;
+    let link = program.attach(cgroup, direction, CgroupAttachMode::Single).map_err(failed)?;
     let link = program.take_link(link).map_err(failed)?;
-    link.try_into().map_err(|source| BpfError::Link { program: DNS_PROGRAM, source })
+    link.try_into().map_err(|source| BpfError::Link { program: name, source })
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut aya::programs::Program, BpfError> {

@@ -110,6 +110,11 @@ impl Out<'_> {
             "Answers not delivered: their addresses could not be denied",
             dns.dropped,
         )?;
+        let doubts = dns.unbelieved.iter();
+        let doubts = doubts.map(|(reason, count)| (Labels([("reason", reason.as_str())]), *count));
+        self.counters("dns_unbelieved", "Answers that nobody asked for, or of servers not trusted", doubts)?;
+        let help = "Of these, those with a denied name, which were not delivered";
+        self.counter("dns_withheld", help, dns.withheld)?;
         self.counter("dns_unparsed", "Answers that could not be understood", dns.unparsed)?;
         self.counter("dns_truncated", "Truncated answers", dns.truncated)?;
         self.counter("dns_streams_lost", "DNS over TCP given up", dns.streams_lost)?;
@@ -212,6 +217,7 @@ mod tests {
         status.counters.connects = 10;
         status.counters.denied = 3;
         status.dns.late.insert("segmented".into(), 4);
+        status.dns.unbelieved.insert("unasked".into(), 5);
         status.sinks.push(SinkStatus { name: "json \"x\\\n".into(), lost: 5, ..SinkStatus::default() });
         status
     }
@@ -233,6 +239,7 @@ mod tests {
             "enforcer_rule_connects_total{rule=\"no-trackers\",verdict=\"deny\"} 1",
             "enforcer_events_total{kind=\"gap\"} 1",
             "enforcer_dns_late_total{reason=\"segmented\"} 4",
+            "enforcer_dns_unbelieved_total{reason=\"unasked\"} 5",
             "enforcer_sink_lost_total{sink=\"json \\\"x\\\\\\n\"} 5",
             "enforcer_handling_seconds_bucket{le=\"0.00001\"} 6",
             "enforcer_reload_seconds_count 1",

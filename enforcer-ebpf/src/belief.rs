@@ -1,0 +1,248 @@
+//! Questions on their way out are remembered, so that only what was asked for is believed.
+//!
+//! What identifies a socket's peer is taken from the socket where it is connected: address translation changes packets
+//! that leave, and changes answers back.
+
+use aya_ebpf::{bindings::__sk_buff, btf_maps::lpm_trie::Key, helpers::bpf_ktime_get_boot_ns};
+use enforcer_common::{
+    Addr,
+    belief::{self, Asked, Doubt, Question, WAYS, WORDS, is_system},
+};
+
+use crate::{
+    atomic,
+    kernel::{Pointer, Sock, Unreadable, host_namespaces},
+    maps::{ASKED, OPENED, TRUSTED},
+    packet::{DNS, NotDns, Packet, TCP, UDP, connected_to, field, load, socket_cookie},
+};
+
+const TCP_FLAGS: u32 = 13;
+const TCP_SYN_ACK: u8 = 0x12;
+const TCP_SYN: u8 = 0x02;
+const AF_INET: u32 = 2;
+
+/// A packet leaves.
+#[inline(always)]
+pub fn egress(skb: *mut __sk_buff) {
+    let peer = connected_to(skb);
+    // Nearly every packet leaves here, or a few lines further.
+    if peer != 0 && peer != DNS {
+        return;
+    }
+    let _ = leaving(skb, peer == DNS);
+}
+
+/// A packet of a socket that is connected to port 53, or to none.
+#[inline(always)]
+fn leaving(skb: *mut __sk_buff, connected: bool) -> Result<(), NotDns> {
+    let [first]: [u8; 1] = field(skb, 0)?;
+    let v4 = first >> 4 == 4;
+    let (at, [protocol]): (u32, [u8; 1]) =
+        if v4 { (u32::from(first & 0x0f) * 4, field(skb, 9)?) } else { (40, field(skb, 6)?) };
+    if protocol == TCP && connected {
+        let [flags] = field(skb, at + TCP_FLAGS)?;
+        if flags & TCP_SYN_ACK == TCP_SYN {
+            // SAFETY: takes no argument.
+            let now = unsafe { bpf_ktime_get_boot_ns() };
+            let _ = OPENED.insert(socket_cookie(skb), now, 0);
+        }
+        return Ok(());
+    }
+    if protocol != UDP || !(connected || field(skb, at + 2)? == DNS.to_be_bytes()) {
+        return Ok(());
+    }
+    let server = if connected {
+        peer(skb)
+    } else if v4 {
+        Addr::from_v4(field(skb, 16)?)
+    } else {
+        Addr::from_v6(field(skb, 24)?)
+    };
+    question(skb, at + 8, server)
+}
+
+/// The address that the packet's socket is connected to.
+#[inline(always)]
+fn peer(skb: *mut __sk_buff) -> Addr {
+    // SAFETY: fields of the context, each loaded by itself, as the verifier wants it.
+    unsafe {
+        if (*skb).family == AF_INET {
+            return Addr::from_v4((*skb).remote_ip4.to_ne_bytes());
+        }
+        let [a, b, c, d] = [
+            (&raw const (*skb).remote_ip6[0]).read_volatile().to_ne_bytes(),
+            (&raw const (*skb).remote_ip6[1]).read_volatile().to_ne_bytes(),
+            (&raw const (*skb).remote_ip6[2]).read_volatile().to_ne_bytes(),
+            (&raw const (*skb).remote_ip6[3]).read_volatile().to_ne_bytes(),
+        ];
+        Addr::from_v6([
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
+        ])
+    }
+}
+
+/// So that the name begins at a word, and what is loaded may be as long as a power of two.
+#[repr(C)]
+struct Beginning {
+    before: u32,
+    header: [u8; HEADER],
+    question: [u64; WORDS],
+    rest: [u8; LOADED - HEADER - 8 * WORDS],
+}
+
+const HEADER: usize = 12;
+const LOADED: usize = 128;
+
+#[inline(always)]
+fn question(skb: *mut __sk_buff, at: u32, server: Addr) -> Result<(), NotDns> {
+    // SAFETY: the context's length.
+    let len = unsafe { (*skb).len }.saturating_sub(at);
+    if len < HEADER as u32 {
+        return Err(NotDns);
+    }
+    let len = if len > LOADED as u32 { LOADED as u32 } else { len };
+    let mut beginning = Beginning {
+        before: 0,
+        header: [0; HEADER],
+        question: [0; WORDS],
+        rest: [0; LOADED - HEADER - 8 * WORDS],
+    };
+    // SAFETY: so much room is behind `before`.
+    let loaded = unsafe {
+        let header = (&raw mut beginning).cast::<u8>().add(size_of::<u32>());
+        load(skb, at, header, len, LOADED)
+    };
+    if !loaded {
+        return Err(NotDns);
+    }
+    let id = u16::from_be_bytes([beginning.header[0], beginning.header[1]]);
+    let hash = belief::question(&beginning.question);
+    remember(&Question { cookie: socket_cookie(skb), hash, server, id: id.into() });
+    Ok(())
+}
+
+/// Two CPUs that write to one place at once leave a question there that nobody asked: both answers are not believed.
+#[inline(always)]
+fn remember(question: &Question) {
+    let Some(bucket) = ASKED.get_ptr_mut(question.bucket()) else { return };
+    // SAFETY: takes no argument.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let mut chosen = 0;
+    let mut idlest = 0;
+    for way in 0..WAYS {
+        // SAFETY: an element of the map; torn values only choose another place.
+        let asked = unsafe { &(*bucket)[way] };
+        if asked.question == *question {
+            if asked.open != 0 && !asked.is_over(now) {
+                let asked = (&raw const *asked).cast_mut();
+                // SAFETY: as above. The count is changed by atomic operations only, once it is open.
+                unsafe {
+                    (&raw mut (*asked).time).write_volatile(now);
+                    atomic::fetch_add(&raw mut (*asked).open, 1);
+                }
+                return;
+            }
+            chosen = way;
+            break;
+        }
+        let idle = asked.idle(now);
+        if idle >= idlest {
+            idlest = idle;
+            chosen = way;
+        }
+    }
+    // SAFETY: as above. Closed while it is written.
+    unsafe {
+        let place = &raw mut (*bucket)[chosen % WAYS];
+        atomic::swap(&raw mut (*place).open, 0);
+        (&raw mut (*place).question).write_volatile(*question);
+        (&raw mut (*place).time).write_volatile(now);
+        atomic::swap(&raw mut (*place).open, 1);
+    }
+}
+
+/// Why the answer in hand is not to be believed. Of a datagram, the question has been read; it is marked as answered.
+#[inline(always)]
+pub fn doubt(packet: &mut Packet<'_>) -> Option<Doubt> {
+    let asked = if packet.work.protocol == u32::from(TCP) {
+        // SAFETY: only whether there is an element matters.
+        match unsafe { OPENED.get(socket_cookie(packet.skb)) } {
+            Some(_) => None,
+            None => Some(Doubt::NotOpened),
+        }
+    } else {
+        answered(packet)
+    };
+    asked.or_else(|| distrust(packet))
+}
+
+#[inline(always)]
+fn answered(packet: &Packet<'_>) -> Option<Doubt> {
+    let scratch = &packet.work.scratch;
+    let server = Addr::from_v6(packet.work.record.server);
+    let question = Question {
+        cookie: socket_cookie(packet.skb),
+        hash: scratch.question(),
+        server,
+        id: scratch.id().into(),
+    };
+    let Some(bucket) = ASKED.get_ptr_mut(question.bucket()) else { return Some(Doubt::Unasked) };
+    for way in 0..WAYS {
+        // SAFETY: an element of the map; a question that is being replaced is closed.
+        let asked = unsafe { &raw mut (*bucket)[way] };
+        // SAFETY: as above.
+        if unsafe { (*asked).question } == question {
+            return close(asked, packet.work.record.time);
+        }
+    }
+    Some(Doubt::Unasked)
+}
+
+#[inline(always)]
+fn close(asked: *mut Asked, now: u64) -> Option<Doubt> {
+    // SAFETY: an element of the map.
+    unsafe {
+        if (*asked).is_over(now) {
+            return Some(Doubt::Late);
+        }
+        let open = &raw mut (*asked).open;
+        let before = atomic::fetch_add(open, u64::MAX);
+        // Two CPUs may bring the last one down at once; what goes below 0 is a number beyond all bounds.
+        if before == 0 || before > u64::MAX / 2 {
+            atomic::fetch_add(open, 1);
+            return Some(Doubt::Replayed);
+        }
+        None
+    }
+}
+
+/// Why who asked may have been told anything.
+#[inline(always)]
+fn distrust(packet: &mut Packet<'_>) -> Option<Doubt> {
+    let (host_net, host_user) = host_namespaces()?;
+    // SAFETY: a field of the context, written to memory of our own.
+    let sock = unsafe {
+        let sock = &raw mut packet.work.sock;
+        sock.write_volatile((*packet.skb).__bindgen_anon_2.sk as u64);
+        Sock(sock.read_volatile() as Pointer)
+    };
+    match asker(&sock) {
+        Ok((_, owner, _)) if owner != host_user => Some(Doubt::Foreign),
+        Ok((_, _, uid)) if is_system(uid) => None,
+        Ok((net, _, _)) => {
+            let server = Addr::from_v6(packet.work.record.server);
+            // What loopback means in another namespace is up to whoever may bind there.
+            let trusted = TRUSTED.get(&Key::new(128, server.octets())).is_some()
+                || (net == host_net && server.is_loopback());
+            if trusted { None } else { Some(Doubt::Untrusted) }
+        }
+        Err(Unreadable) => Some(Doubt::Foreign),
+    }
+}
+
+/// Network namespace, the user namespace it belongs to, and the user.
+#[inline(always)]
+fn asker(sock: &Sock) -> Result<(u32, u32, u32), Unreadable> {
+    let (net, owner) = sock.namespaces()?;
+    Ok((net, owner, sock.uid()?))
+}
