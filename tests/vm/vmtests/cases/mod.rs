@@ -3,6 +3,7 @@
 mod clients;
 mod events;
 pub(crate) mod facts;
+mod forgery;
 mod life;
 mod outcome;
 mod race;
@@ -32,7 +33,8 @@ pub(crate) fn is_native() -> bool {
 
 pub(crate) fn all() -> Vec<Test> {
     if is_native() {
-        return [race::native(), resolvers::tests(), facts::native(), volume::tests()].concat();
+        return [race::native(), resolvers::tests(), facts::native(), volume::tests(), forgery::tests()]
+            .concat();
     }
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if command_line.split_whitespace().any(|word| word == WITHOUT_BPF) {
@@ -50,6 +52,7 @@ pub(crate) fn all() -> Vec<Test> {
         facts::tests(),
         volume::tests(),
         outcome::tests(),
+        forgery::tests(),
     ]
     .concat()
 }
