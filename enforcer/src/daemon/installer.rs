@@ -108,15 +108,15 @@ impl Installer {
         }
     }
 
-    /// Addresses and networks that no answer may deny, and servers that are believed beside those of the host.
-    pub(super) fn protect(&mut self, never: &NeverDeny, trusted: &[IpNetwork]) {
+    /// Addresses and networks that no answer may deny; and who is believed: the host's servers, and others.
+    pub(super) fn protect(&mut self, never: &NeverDeny, servers: &HashSet<Addr>, trusted: &[IpNetwork]) {
         let answers = &mut self.kernel.answers;
         if let Err(error) =
             answers.set_never_deny(&never.networks).and_then(|()| answers.set_host(&never.host))
         {
             complain("an answer may deny an address of this host", &error);
         }
-        let host = never.host.iter().map(|addr| Network { addr: addr.octets(), prefix: 128 });
+        let host = servers.iter().map(|addr| Network { addr: addr.octets(), prefix: 128 });
         let trusted = trusted.iter().copied().map(Network::from);
         let all: HashSet<Network> = host.chain(trusted).collect();
         if let Err(error) = self.kernel.answers.set_trusted(&all.into_iter().collect::<Vec<_>>()) {

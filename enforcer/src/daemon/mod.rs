@@ -27,12 +27,13 @@ use crate::engine::state::State;
 use crate::sys::bpf::Ring;
 use crate::sys::canary::{self, Canary};
 use crate::sys::control::{self, Query};
+use crate::sys::host::{self, Host};
 use crate::sys::metrics::{self, Metrics};
 use crate::sys::process::Processes;
 use crate::sys::ring::Record;
 use crate::sys::sink::Sinks;
 use crate::sys::systemd::{self, Stop};
-use crate::sys::{clock, host, memory, policy_dir};
+use crate::sys::{clock, memory, policy_dir, routes};
 
 use installer::Installer;
 use policies::Policies;
@@ -97,6 +98,12 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
         .map_err(|error| DaemonError::Io { what: "cannot wait for the ring", source: error.into() })?;
 
+    let host = Host::read()
+        .map_err(|source| DaemonError::Io { what: "cannot read the host's own addresses", source })?;
+    let routes = routes::watch().map_err(|source| DaemonError::Io {
+        what: "cannot listen for changes of the host's addresses (AF_NETLINK)",
+        source,
+    })?;
     let (queries, requests) = mpsc::channel(16);
     let (followers, _) = broadcast::channel(FOLLOW);
     let (stop, stopped) = watch::channel(());
@@ -109,7 +116,9 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     let control = tokio::spawn(control::serve(listener, queries, followers.clone(), gone(stopped)));
 
     let mut daemon = Daemon {
-        state: start::state(&config)?,
+        state: start::state(&config, &host),
+        resolvers: host::resolvers_version(),
+        host,
         installer: Installer::new(kernel)?,
         policies: Policies::new(config.policies.clone(), lists),
         memory: Memory::new(config.state.clone()),
@@ -131,7 +140,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     };
     daemon.begin();
     let mut ring = ring;
-    daemon.run(&mut ring, changes, requests).await?;
+    daemon.run(&mut ring, changes, routes, requests).await?;
     drop(stop);
     let _ = control.await;
     let why = why_stopped().await;
@@ -171,6 +180,8 @@ struct Losses {
 
 struct Daemon {
     config: Config,
+    host: Host,
+    resolvers: host::ResolversVersion,
     state: State,
     installer: Installer,
     policies: Policies,
@@ -203,7 +214,7 @@ impl Daemon {
         }
         self.losses = self.read_losses();
         self.settled = self.losses;
-        self.installer.protect(self.state.never_deny(), &self.config.trusted_servers);
+        self.protect();
         self.memory.restore(&mut self.state);
         self.reload("start");
         self.installer.kernel().supersede();
@@ -217,6 +228,7 @@ impl Daemon {
         &mut self,
         ring: &mut AsyncFd<Ring>,
         mut changes: mpsc::Receiver<()>,
+        mut routes: mpsc::Receiver<()>,
         mut requests: mpsc::Receiver<Query>,
     ) -> Result<(), DaemonError> {
         let signals =
@@ -235,6 +247,7 @@ impl Daemon {
                     self.reload("SIGHUP");
                 }
                 Some(()) = changes.recv() => self.reload("change"),
+                Some(()) = routes.recv() => self.look_at_host(),
                 Some((request, reply)) = requests.recv() => self.answer(request, reply),
                 _ = ticks.tick() => {
                     self.tick();
@@ -429,19 +442,9 @@ impl Daemon {
             if let Err(error) = self.installer.kernel().ignored_cgroups.refresh() {
                 warn!(%error, "cgroups of [[ignore]] may be reported nevertheless");
             }
-            match host::protected() {
-                Ok(host) => {
-                    if self.state.never_deny().host != host {
-                        let steps = self.state.set_host(host, now);
-                        self.installer.apply(steps, &mut self.state);
-                        self.installer.protect(self.state.never_deny(), &self.config.trusted_servers);
-                        self.retired |= self.installer.rotate();
-                    }
-                }
-                Err(error) => {
-                    warn!(%error, "cannot read the host's own addresses; the last known ones stay protected")
-                }
-            }
+            self.look_at_host();
+        } else if host::resolvers_version() != self.resolvers {
+            self.look_at_host();
         }
         let steps = self.state.tick(now);
         self.installer.apply(steps, &mut self.state);
@@ -454,6 +457,30 @@ impl Daemon {
             self.release_canary(now);
         }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+
+    /// Protects what the host is known by now.
+    fn look_at_host(&mut self) {
+        self.resolvers = host::resolvers_version();
+        let host = match Host::read() {
+            Ok(host) => host,
+            Err(error) => {
+                warn!(%error, "cannot read the host's own addresses; the last known ones stay protected");
+                return;
+            }
+        };
+        if host == self.host {
+            return;
+        }
+        self.host = host;
+        let steps = self.state.set_host(self.host.protected(), clock::boot_ns());
+        self.installer.apply(steps, &mut self.state);
+        self.protect();
+        self.retired |= self.installer.rotate();
+    }
+
+    fn protect(&mut self) {
+        self.installer.protect(self.state.never_deny(), &self.host.servers, &self.config.trusted_servers);
     }
 
     fn release_canary(&mut self, now: u64) {

@@ -15,8 +15,9 @@ use crate::engine::dns::table::TableConfig;
 use crate::engine::state::{NeverDeny, State};
 use crate::sys::bpf::{BpfError, EXIT_PROGRAM, Hooks, Kernel, Options, Ring};
 use crate::sys::canary::{self, Canary};
+use crate::sys::clock;
+use crate::sys::host::{self, Host};
 use crate::sys::preflight::Preflight;
-use crate::sys::{clock, host};
 
 pub(super) struct Started {
     pub(super) kernel: Kernel,
@@ -104,16 +105,15 @@ fn enforce(
 }
 
 /// The engine's state before the first policy.
-pub(super) fn state(config: &Config) -> Result<State, DaemonError> {
-    let host = host::protected()
-        .map_err(|source| DaemonError::Io { what: "cannot read the host's own addresses", source })?;
-    let never = NeverDeny { networks: config.never_deny.iter().copied().map(Network::from).collect(), host };
+pub(super) fn state(config: &Config, host: &Host) -> State {
+    let networks = config.never_deny.iter().copied().map(Network::from).collect();
+    let never = NeverDeny { networks, host: host.protected() };
     let table = TableConfig {
         ttl_floor: seconds(config.ttl_floor),
         ttl_cap: seconds(config.ttl_cap),
         capacity: enforcer_common::limits::TABLE_BINDINGS,
     };
-    Ok(State::new(table, never))
+    State::new(table, never)
 }
 
 fn seconds(duration: std::time::Duration) -> u32 {

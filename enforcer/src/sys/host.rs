@@ -1,11 +1,10 @@
-//! The host's own addresses and resolvers: what a DNS answer must never be able to deny. And its namespaces.
+//! The host's own addresses, resolvers and gateways: what a DNS answer must never be able to deny. And its namespaces.
 
 use std::collections::HashSet;
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use enforcer_common::Addr;
 use nix::ifaddrs::getifaddrs;
@@ -13,15 +12,71 @@ use nix::ifaddrs::getifaddrs;
 /// Where resolvers stand: the C library's, and behind systemd-resolved's stub.
 const RESOLV_CONF: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
-/// The host's own addresses and its resolvers', now.
-pub fn protected() -> std::io::Result<HashSet<Addr>> {
-    let mut addresses: HashSet<Addr> = own()?.collect();
-    for path in RESOLV_CONF {
-        if let Ok(text) = fs::read_to_string(Path::new(path)) {
-            addresses.extend(resolvers(&text));
+/// The main table's routes.
+const ROUTES: [(&str, fn(&str) -> Option<Addr>); 2] =
+    [("/proc/net/route", gateway_v4), ("/proc/net/ipv6_route", gateway_v6)];
+
+/// What the host is known by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Its own addresses and its resolvers': who answers from there is believed.
+    pub servers: HashSet<Addr>,
+    /// Next hops of its default routes.
+    pub gateways: HashSet<Addr>,
+}
+
+impl Host {
+    /// As it is now.
+    pub fn read() -> std::io::Result<Self> {
+        let mut servers: HashSet<Addr> = own()?.collect();
+        for path in RESOLV_CONF {
+            if let Ok(text) = fs::read_to_string(path) {
+                servers.extend(resolvers(&text));
+            }
         }
+        let mut gateways = HashSet::new();
+        for (path, gateway) in ROUTES {
+            // Without IPv6 there is no such file.
+            if let Ok(text) = fs::read_to_string(path) {
+                gateways.extend(text.lines().filter_map(gateway));
+            }
+        }
+        Ok(Self { servers, gateways })
     }
-    Ok(addresses)
+
+    /// What no answer may deny.
+    pub fn protected(&self) -> HashSet<Addr> {
+        self.servers.union(&self.gateways).copied().collect()
+    }
+}
+
+/// Tells one version of the files with the resolvers from the next: file system, inode, time.
+pub type ResolversVersion = [Option<(u64, u64, i64, i64)>; 2];
+
+pub fn resolvers_version() -> ResolversVersion {
+    RESOLV_CONF.map(|path| {
+        let file = fs::metadata(path).ok()?;
+        Some((file.dev(), file.ino(), file.mtime(), file.mtime_nsec()))
+    })
+}
+
+const RTF_GATEWAY: u32 = 2;
+
+/// A line of /proc/net/route: interface, destination, gateway, flags, four numbers, mask.
+fn gateway_v4(line: &str) -> Option<Addr> {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let word = |at: usize| u32::from_str_radix(words.get(at)?, 16).ok();
+    let default = word(1)? == 0 && word(7)? == 0 && word(3)? & RTF_GATEWAY != 0;
+    // Printed as a number, which it is in memory.
+    default.then_some(Addr::from_v4(word(2)?.to_ne_bytes()))
+}
+
+/// A line of /proc/net/ipv6_route: destination, its prefix, source, its prefix, next hop, three numbers, flags.
+fn gateway_v6(line: &str) -> Option<Addr> {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let word = |at: usize| u128::from_str_radix(words.get(at)?, 16).ok();
+    let default = word(0)? == 0 && word(1)? == 0 && word(8)? & u128::from(RTF_GATEWAY) != 0;
+    default.then_some(Addr::from_v6(word(4)?.to_be_bytes()))
 }
 
 /// Whether port 53 is open to everybody.
@@ -83,6 +138,25 @@ mod tests {
     #[test]
     fn own_addresses_include_loopback() {
         assert!(own().unwrap().any(|addr| addr == Addr::from_v4([127, 0, 0, 1])));
+    }
+
+    #[test]
+    fn default_routes_rows() {
+        let v4 = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+                  eth0\t00000000\t010200C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n\
+                  eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
+                  eth1\t00000000\t020200C0\t0003\t0\t0\t0\t00000080\t0\t0\t0\n\
+                  tun0\t00000000\t00000000\t0001\t0\t0\t0\t00000000\t0\t0\t0\nshort\n";
+        let found: Vec<Addr> = v4.lines().filter_map(gateway_v4).collect();
+        assert_eq!(found, [Addr::from_v4([192, 0, 2, 1])]);
+        let zeros = "00000000000000000000000000000000";
+        let v6 = format!(
+            "{zeros} 00 {zeros} 00 fe800000000000000000000000000001 00000400 00000001 00000000 00000003 eth0\n\
+             {zeros} 00 {zeros} 00 {zeros} ffffffff 00000001 00000000 00200200 lo\n\
+             20010db8000000000000000000000000 40 {zeros} 00 {zeros} 00000100 00000001 00000000 00000001 eth0\n"
+        );
+        let found: Vec<Addr> = v6.lines().filter_map(gateway_v6).collect();
+        assert_eq!(found, [canonical("fe80::1".parse().unwrap())]);
     }
 
     #[test]

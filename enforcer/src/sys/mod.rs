@@ -15,6 +15,7 @@ pub mod preflight;
 pub mod process;
 pub mod random;
 pub mod ring;
+pub mod routes;
 pub mod sink;
 pub mod state_file;
 pub mod systemd;

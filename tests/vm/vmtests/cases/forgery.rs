@@ -24,7 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-const POLICY: &str = "[[rule]]\nname = \"r\"\naction = \"deny\"\nhosts = [\".bad.example\"]\n";
+pub(super) const POLICY: &str = "[[rule]]\nname = \"r\"\naction = \"deny\"\nhosts = [\".bad.example\"]\n";
 /// Served by the far side, but no server of this host's.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 53);
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -64,7 +64,7 @@ fn numbered(mut message: Vec<u8>, id: u16) -> Vec<u8> {
     message
 }
 
-fn answer(query: &[u8], address: Ipv4Addr) -> Vec<u8> {
+pub(super) fn answer(query: &[u8], address: Ipv4Addr) -> Vec<u8> {
     let mut message = query.to_vec();
     message[2..4].copy_from_slice(&[0x81, 0x80]);
     message[7] = 1;
@@ -83,13 +83,13 @@ fn unbelieved(setup: &Setup, reason: &str) -> Result<u64> {
 }
 
 /// A server at one of the far side's addresses.
-fn server(address: Ipv4Addr) -> Result<UdpSocket> {
+pub(super) fn server(address: Ipv4Addr) -> Result<UdpSocket> {
     let socket = in_far(|| UdpSocket::bind((address, 53)))??;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
 }
 
-fn client() -> Result<UdpSocket> {
+pub(super) fn client() -> Result<UdpSocket> {
     let socket = UdpSocket::bind((HOST_V4, 0))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)

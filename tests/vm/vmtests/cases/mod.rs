@@ -6,6 +6,7 @@ pub(crate) mod facts;
 mod forgery;
 mod life;
 mod outcome;
+mod protected;
 mod race;
 mod reload;
 pub(crate) mod resolvers;
@@ -33,8 +34,15 @@ pub(crate) fn is_native() -> bool {
 
 pub(crate) fn all() -> Vec<Test> {
     if is_native() {
-        return [race::native(), resolvers::tests(), facts::native(), volume::tests(), forgery::tests()]
-            .concat();
+        return [
+            race::native(),
+            resolvers::tests(),
+            facts::native(),
+            volume::tests(),
+            forgery::tests(),
+            protected::tests(),
+        ]
+        .concat();
     }
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if command_line.split_whitespace().any(|word| word == WITHOUT_BPF) {
@@ -53,6 +61,7 @@ pub(crate) fn all() -> Vec<Test> {
         volume::tests(),
         outcome::tests(),
         forgery::tests(),
+        protected::tests(),
     ]
     .concat()
 }

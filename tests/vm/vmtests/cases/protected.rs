@@ -1,0 +1,89 @@
+//! Whoever owns a denied name chooses its addresses: none of the host's own can be denied that way.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use enforcer_tests::client::way;
+use enforcer_tests::harness::{Test, test};
+use enforcer_tests::network::RESOLVER_V4;
+use enforcer_tests::resolver::query;
+use enforcer_tests::wait;
+
+use super::forgery::{POLICY, answer, client, server};
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![test("never_deny_follows_the_host", follows)]
+}
+
+/// Less than the interval in which the daemon looks of its own accord. An emulated machine needs longer for everything.
+fn soon() -> Duration {
+    Duration::from_secs(if super::is_native() { 2 } else { 4 })
+}
+
+/// The owner of a denied name says that it is at this address; and a program believes it.
+fn point(address: Ipv4Addr) -> Result<()> {
+    let (resolver, asking) = (server(RESOLVER_V4)?, client()?);
+    let query = query("own.bad.example");
+    asking.send_to(&query, (RESOLVER_V4, 53))?;
+    resolver.recv(&mut [0; 512])?;
+    resolver.send_to(&answer(&query, address), asking.local_addr()?)?;
+    asking.recv(&mut [0; 512])?;
+    Ok(())
+}
+
+fn is_refused(address: Ipv4Addr) -> Result<bool> {
+    let connect = way("udp_connected").context("no such way")?;
+    match (connect.attempt)(SocketAddr::new(address.into(), 9), b"x") {
+        Ok(()) => Ok(false),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn ip(words: &str) -> Result<()> {
+    let status = Command::new("ip").args(words.split(' ')).status()?;
+    ensure!(status.success(), "ip {words}: {status}");
+    Ok(())
+}
+
+/// Addresses, gateways and resolvers that come while the daemon runs are protected, and those that go are not.
+fn follows() -> Result<()> {
+    let setup = super::setup("")?;
+    setup.write_policy("deny.toml", POLICY)?;
+    let _daemon = setup.start()?;
+    let resolvers = fs::read_to_string("/etc/resolv.conf")?;
+    let (own, gateway, resolver) =
+        (Ipv4Addr::new(203, 0, 113, 200), Ipv4Addr::new(203, 0, 113, 201), Ipv4Addr::new(203, 0, 113, 202));
+    type Change<'a> = &'a dyn Fn() -> Result<()>;
+    let more = format!("nameserver {RESOLVER_V4}\nnameserver {resolver}\n");
+    let rows: [(&str, Ipv4Addr, Change<'_>, Change<'_>); 3] = [
+        ("own", own, &|| ip("addr add 203.0.113.200/32 dev lo"), &|| ip("addr del 203.0.113.200/32 dev lo")),
+        ("gateway", gateway, &|| ip("route add default via 203.0.113.201 dev near onlink"), &|| {
+            ip("route del default via 203.0.113.201 dev near")
+        }),
+        ("resolver", resolver, &|| Ok(fs::write("/etc/resolv.conf", &more)?), &|| {
+            Ok(fs::write("/etc/resolv.conf", &resolvers)?)
+        }),
+    ];
+    for (what, address, add, remove) in rows {
+        point(address)?;
+        ensure!(is_refused(address)?, "{what}: {address} is not denied, nor is it the host's");
+        add()?;
+        let freed =
+            wait::until(&format!("{what} to be free"), soon(), || Ok((!is_refused(address)?).then_some(())));
+        let pointed = freed.and_then(|()| point(address));
+        let refused = pointed.and_then(|()| is_refused(address));
+        remove()?;
+        ensure!(!refused?, "{what}: {address} is denied");
+        wait::until(
+            &format!("{what} to be denied again"),
+            soon(),
+            || Ok(is_refused(address)?.then_some(())),
+        )?;
+    }
+    Ok(())
+}
