@@ -306,6 +306,9 @@ impl Daemon {
             Some(Record::Answer(header, payload)) => {
                 let steps = self.state.answer(&header, payload);
                 self.installer.apply(steps, &mut self.state);
+                for event in self.state.refusals(clock::wall_time) {
+                    self.emit(Arc::new(event), None);
+                }
             }
             Some(Record::Connect(record, tail)) => {
                 let facts = self.processes.facts(&record, &tail);

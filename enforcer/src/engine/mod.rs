@@ -10,6 +10,7 @@ pub mod plan;
 pub mod policy;
 pub mod process;
 pub mod record;
+mod refused;
 pub mod sockaddr;
 pub mod state;
 pub mod summary;

@@ -25,6 +25,9 @@ pub enum Event {
     /// A TCP flow began, whoever started it and in whichever direction. Only with `"net_flow_tcp_begin"` in `events`.
     #[serde(rename = "net_flow_tcp_begin")]
     FlowBegin(FlowBegin),
+    /// A name that a rule denies leads to an address that must never be denied: whoever owns the name may want this host to
+    /// cut itself off. The address is not denied.
+    RefusedBinding(RefusedBinding),
     /// Records were lost between the event before and the event after this one.
     Gap(Gap),
 }
@@ -248,6 +251,23 @@ pub struct FlowBegin {
 pub enum Direction {
     In,
     Out,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedBinding {
+    /// RFC 3339, UTC, nanoseconds.
+    pub time: String,
+    /// The name in the question.
+    pub name: String,
+    /// Loopback, link-local, multicast, the host's own, a resolver's, a gateway's, or one of `never_deny`.
+    pub address: IpAddr,
+    /// The rule that would deny or audit it. `null`: it is gone since.
+    pub rule: Option<String>,
+    /// Who answered.
+    pub server: IpAddr,
+    /// How many others were not told since the last of these events. A name with an address is told once in ten minutes.
+    pub held_back: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

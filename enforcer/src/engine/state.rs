@@ -5,19 +5,20 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use enforcer_common::event::{AF_INET, AF_INET6, AnswerRecord, ConnectRecord, Layer, RETURNED};
-use enforcer_common::verdict::BootNanos;
-use enforcer_common::{Addr, Entry, RuleId, Verdict};
+use enforcer_common::verdict::{BootNanos, FOREVER};
+use enforcer_common::{Addr, Claim, Entry, RuleId, Verdict};
 
 use super::compile::{Compiled, Network};
 use super::dns::stream::{Flow, Streams};
 use super::dns::table::{Binding, Origin, Table, TableConfig};
 use super::dns::wire;
 use super::name::Name;
-use super::plan::{Planner, Step, View};
+use super::plan::{Matcher, Planner, Step, View};
 use super::record::{
-    Connect, Event, Gap, LayerName, NameKind, NameOrigin, Process, SocketConnect, VerdictName, family_name,
-    printable, protocol_name, socket_type_name,
+    Connect, Event, Gap, LayerName, NameKind, NameOrigin, Process, RefusedBinding, SocketConnect,
+    VerdictName, family_name, printable, protocol_name, socket_type_name,
 };
+use super::refused::Refused;
 use super::sockaddr;
 
 const TCP: u16 = 6;
@@ -91,6 +92,9 @@ pub struct State {
     planner: Planner,
     never: NeverDeny,
     dns: DnsCounts,
+    refused: Refused,
+    /// Still to be told: when they were refused, and without a time as text.
+    refusals: Vec<(BootNanos, RefusedBinding)>,
 }
 
 impl State {
@@ -102,6 +106,8 @@ impl State {
             planner: Planner::default(),
             never,
             dns: DnsCounts::default(),
+            refused: Refused::default(),
+            refusals: Vec::new(),
         }
     }
 
@@ -185,8 +191,39 @@ impl State {
         self.dns.truncated += u64::from(answer.truncated);
         let late = self.compiled.as_ref().is_some_and(|compiled| compiled.is_late(&answer.chain));
         self.dns.late_globs += u64::from(late && !answer.addresses.is_empty());
+        self.note_refused(&answer, record);
         let changed = self.table.observe(&answer, Some(Addr::from_v6(record.server)), now);
         self.plan(now, |planner, view| planner.readdress(changed, view))
+    }
+
+    /// A denied name that leads where nothing is denied is an attempt, or a mistake: either wants to be known.
+    fn note_refused(&mut self, answer: &wire::Answer, record: &AnswerRecord) {
+        let Some(compiled) = &self.compiled else { return };
+        let Some(asked) = answer.chain.first() else { return };
+        for (addr, _) in answer.addresses.iter().filter(|(addr, _)| self.never.contains(*addr)) {
+            let entry = compiled.entry(&answer.chain, FOREVER);
+            let claim = if entry.deny == Claim::NONE { entry.audit } else { entry.deny };
+            if entry.allow != Claim::NONE || claim == Claim::NONE {
+                return;
+            }
+            let Some(held_back) = self.refused.tell(asked, *addr, record.time) else { continue };
+            let refused = RefusedBinding {
+                time: String::new(),
+                name: asked.to_string(),
+                address: display_ip(addr.octets()),
+                rule: compiled.rule_name(claim.rule).map(str::to_owned),
+                server: display_ip(record.server),
+                held_back,
+            };
+            self.refusals.push((record.time, refused));
+        }
+    }
+
+    /// Bindings that were refused since the last time. `time`: RFC 3339, of CLOCK_BOOTTIME.
+    pub fn refusals(&mut self, time: impl Fn(BootNanos) -> String) -> Vec<Event> {
+        let told = self.refusals.drain(..);
+        told.map(|(at, refused)| Event::RefusedBinding(RefusedBinding { time: time(at), ..refused }))
+            .collect()
     }
 
     /// Time has passed: what has run out goes, what did not fit is tried again.

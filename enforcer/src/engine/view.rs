@@ -13,6 +13,7 @@ impl Event {
             Self::UdpConnect(_) => "net_udp_connect",
             Self::SocketConnect(_) => "security_socket_connect",
             Self::FlowBegin(_) => "net_flow_tcp_begin",
+            Self::RefusedBinding(_) => "refused_binding",
             Self::Gap(_) => "gap",
         }
     }
@@ -23,6 +24,7 @@ impl Event {
             Self::TcpConnect(connect) | Self::UdpConnect(connect) => &connect.time,
             Self::SocketConnect(connect) => &connect.time,
             Self::FlowBegin(flow) => &flow.time,
+            Self::RefusedBinding(refused) => &refused.time,
             Self::Gap(gap) => &gap.time,
         }
     }
@@ -43,7 +45,7 @@ impl Event {
                 flow.dst_names.truncate(MANY);
                 flow.process.as_mut()
             }
-            Self::Gap(_) => None,
+            Self::RefusedBinding(_) | Self::Gap(_) => None,
         };
         if let Some(process) = process {
             process.arguments = None;
@@ -51,12 +53,13 @@ impl Event {
         event
     }
 
-    /// How many of what the kernel reports it stands for. A gap stands for what is lost, not for events.
+    /// How many of what the kernel reports it stands for. A gap stands for what is lost, not for events; the kernel does
+    /// not report refused bindings.
     pub fn count(&self) -> u64 {
         match self {
             Self::TcpConnect(connect) | Self::UdpConnect(connect) => connect.count,
             Self::SocketConnect(_) | Self::FlowBegin(_) => 1,
-            Self::Gap(_) => 0,
+            Self::RefusedBinding(_) | Self::Gap(_) => 0,
         }
     }
 
@@ -72,7 +75,7 @@ impl Event {
             Self::TcpConnect(connect) | Self::UdpConnect(connect) => Some(&connect.process),
             Self::SocketConnect(connect) => Some(&connect.process),
             Self::FlowBegin(flow) => flow.process.as_ref(),
-            Self::Gap(_) => None,
+            Self::RefusedBinding(_) | Self::Gap(_) => None,
         }
     }
 }

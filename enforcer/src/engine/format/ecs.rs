@@ -4,7 +4,9 @@
 use serde_json::{Map, Value, json};
 
 use super::fields;
-use crate::engine::record::{Connect, Direction, Event, FlowBegin, Process, SocketConnect, VerdictName};
+use crate::engine::record::{
+    Connect, Direction, Event, FlowBegin, Process, RefusedBinding, SocketConnect, VerdictName,
+};
 
 const VERSION: &str = "8.11.0";
 
@@ -20,6 +22,7 @@ pub(super) fn event(event: &Event, host: &str) -> Value {
         Event::TcpConnect(connect) | Event::UdpConnect(connect) => merge(&mut out, connect_fields(connect)),
         Event::SocketConnect(connect) => merge(&mut out, socket_fields(connect)),
         Event::FlowBegin(flow) => merge(&mut out, flow_fields(flow)),
+        Event::RefusedBinding(refused) => merge(&mut out, refused_fields(refused)),
         Event::Gap(_) => merge(
             &mut out,
             json!({ "event": { "kind": "pipeline_error", "category": ["network"], "type": ["error"] } }),
@@ -59,6 +62,19 @@ fn connect_fields(connect: &Connect) -> Value {
     }
     if let Some(latency) = connect.latency_ns {
         merge(&mut out, json!({ "event": { "duration": latency } }));
+    }
+    out
+}
+
+fn refused_fields(refused: &RefusedBinding) -> Value {
+    let mut out = json!({
+        "event": { "kind": "alert", "category": ["network"], "type": ["protocol", "denied"] },
+        "dns": { "question": { "name": refused.name }, "resolved_ip": [refused.address] },
+        "server": { "ip": refused.server, "address": refused.server },
+        "related": { "ip": [refused.address, refused.server], "hosts": [refused.name] },
+    });
+    if let Some(rule) = &refused.rule {
+        merge(&mut out, json!({ "rule": { "name": rule, "ruleset": "enforcer" } }));
     }
     out
 }

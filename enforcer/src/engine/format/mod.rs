@@ -83,7 +83,7 @@ pub(crate) mod samples {
 
     use crate::engine::record::{
         Asker, Connect, Direction, Event, FlowBegin, Gap, LayerName, NameKind, NameOrigin, Process,
-        SocketConnect, VerdictName, Window,
+        RefusedBinding, SocketConnect, VerdictName, Window,
     };
 
     pub(crate) const HOST: &str = "web1";
@@ -142,6 +142,17 @@ pub(crate) mod samples {
         Gap { time: connect().time, lost_events: 7, lost_answers: 2 }
     }
 
+    pub(crate) fn refused() -> RefusedBinding {
+        RefusedBinding {
+            time: connect().time,
+            name: "tracker.example".into(),
+            address: "127.0.0.1".parse().unwrap(),
+            rule: Some("ads".into()),
+            server: "192.0.2.53".parse().unwrap(),
+            held_back: 3,
+        }
+    }
+
     pub(crate) fn socket() -> SocketConnect {
         SocketConnect {
             time: connect().time,
@@ -177,6 +188,7 @@ pub(crate) mod samples {
             Event::SocketConnect(socket()),
             Event::FlowBegin(flow()),
             Event::FlowBegin(FlowBegin { process: None, ..flow() }),
+            Event::RefusedBinding(refused()),
             Event::Gap(gap()),
         ]
     }
@@ -184,7 +196,7 @@ pub(crate) mod samples {
     /// Each text of an event is anything at all.
     pub(crate) fn hostile() -> impl Strategy<Value = Event> {
         let text = "(.|[\\x00-\\x1f\\x7f-\\x9f\u{202e}\u{2028}\"'<>&\\\\]){0,12}";
-        (0..6_usize, proptest::collection::vec(text, 12), any::<u16>(), any::<u64>()).prop_map(
+        (0..7_usize, proptest::collection::vec(text, 12), any::<u16>(), any::<u64>()).prop_map(
             |(kind, texts, port, number)| {
                 let text = |n: usize| texts[n].clone();
                 let process = Process {
@@ -221,6 +233,11 @@ pub(crate) mod samples {
                         ..flow()
                     }),
                     4 => Event::FlowBegin(FlowBegin { process: None, ..flow() }),
+                    5 => Event::RefusedBinding(RefusedBinding {
+                        name: text(8),
+                        rule: Some(text(9)),
+                        ..refused()
+                    }),
                     _ => Event::Gap(Gap { time: text(8), lost_events: number, lost_answers: number }),
                 }
             },

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
-use crate::engine::record::{Connect, Direction, Event, FlowBegin, Gap, Process, SocketConnect, VerdictName};
+use crate::engine::record::{
+    Connect, Direction, Event, FlowBegin, Gap, Process, RefusedBinding, SocketConnect, VerdictName,
+};
 
 /// How the line begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,7 @@ pub fn line(event: &Event, stamp: Stamp) -> String {
         Event::TcpConnect(connect) | Event::UdpConnect(connect) => (&connect.time, connect_text(connect)),
         Event::SocketConnect(connect) => (&connect.time, socket_text(connect)),
         Event::FlowBegin(flow) => (&flow.time, flow_text(flow)),
+        Event::RefusedBinding(refused) => (&refused.time, refused_text(refused)),
         Event::Gap(gap) => (&gap.time, gap_text(gap)),
     };
     let part = match stamp {
@@ -83,6 +86,22 @@ fn flow_text(flow: &FlowBegin) -> String {
 
 fn process_text(process: &Process) -> String {
     format!("{}[{}] uid {}", word(&process.comm), process.pid, process.uid)
+}
+
+fn refused_text(refused: &RefusedBinding) -> String {
+    let mut text = format!(
+        "REFUSED  {} leads to {}, which is never denied; by {}",
+        word(&refused.name),
+        refused.address,
+        refused.server
+    );
+    if let Some(rule) = &refused.rule {
+        let _ = write!(text, "  rule {}", word(rule)); // into a String: cannot fail
+    }
+    if refused.held_back > 0 {
+        let _ = write!(text, "  {} others held back", refused.held_back);
+    }
+    text
 }
 
 fn gap_text(gap: &Gap) -> String {

@@ -7,13 +7,16 @@
 use serde_json::{Map, Value, json};
 
 use super::nanoseconds;
-use crate::engine::record::{Connect, Direction, Event, FlowBegin, Gap, Process, SocketConnect};
+use crate::engine::record::{
+    Connect, Direction, Event, FlowBegin, Gap, Process, RefusedBinding, SocketConnect,
+};
 
 pub(super) fn event(event: &Event, host: &str) -> Value {
     let arguments = match event {
         Event::TcpConnect(connect) | Event::UdpConnect(connect) => connect_arguments(connect),
         Event::SocketConnect(connect) => socket_arguments(connect),
         Event::FlowBegin(flow) => flow_arguments(flow),
+        Event::RefusedBinding(refused) => refused_arguments(refused),
         Event::Gap(gap) => gap_arguments(gap),
     };
     let nobody = Process::default();
@@ -44,7 +47,7 @@ pub(super) fn event(event: &Event, host: &str) -> Value {
         "matchedPolicies": [event.connect().and_then(|connect| connect.rule.as_deref()).unwrap_or("")],
         "argsNum": arguments.len(),
         "returnValue": event.connect().map_or(0, |connect| -i32::from(connect.errno.unwrap_or(0))),
-        "syscall": if matches!(event, Event::Gap(_) | Event::FlowBegin(_)) { "" } else { "connect" },
+        "syscall": if event.process().is_none() || matches!(event, Event::FlowBegin(_)) { "" } else { "connect" },
         "stackAddresses": null,
         "contextFlags": { "containerStarted": !container.is_empty(), "isCompat": false },
         "threadEntityId": 0,
@@ -62,6 +65,7 @@ pub(super) fn event(event: &Event, host: &str) -> Value {
 
 fn name(event: &Event) -> &'static str {
     match event {
+        Event::RefusedBinding(_) => "enforcer_refused_binding",
         Event::Gap(_) => "enforcer_gap",
         other => other.kind(),
     }
@@ -105,6 +109,15 @@ fn flow_arguments(flow: &FlowBegin) -> Vec<Value> {
         argument("dst_port", "u16", flow.dst_port),
         argument("src_dns", "const char **", flow.src_names.clone()),
         argument("dst_dns", "const char **", flow.dst_names.clone()),
+    ]
+}
+
+fn refused_arguments(refused: &RefusedBinding) -> Vec<Value> {
+    vec![
+        argument("name", "const char*", refused.name.clone()),
+        argument("address", "const char*", refused.address.to_string()),
+        argument("server", "const char*", refused.server.to_string()),
+        argument("held_back", "unsigned long", refused.held_back),
     ]
 }
 

@@ -67,6 +67,7 @@ fn record(event: &Event) -> Vec<u8> {
 fn priority(event: &Event) -> &'static str {
     match event {
         Event::Gap(_) => "3",
+        Event::RefusedBinding(_) => "4",
         other => match other.connect().map(|connect| connect.verdict) {
             Some(VerdictName::Deny) => "4",
             Some(VerdictName::Audit) => "5",

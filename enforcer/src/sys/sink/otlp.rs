@@ -89,6 +89,7 @@ fn record(event: &Event, observed: i128) -> Value {
 fn severity(event: &Event) -> (u32, &'static str) {
     match event {
         Event::Gap(_) => (17, "ERROR"),
+        Event::RefusedBinding(_) => (13, "WARN"),
         other => match other.connect().map(|connect| connect.verdict) {
             Some(VerdictName::Deny) => (13, "WARN"),
             Some(VerdictName::Audit) => (10, "INFO2"),

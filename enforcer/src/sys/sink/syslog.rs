@@ -241,6 +241,7 @@ impl Writer {
 fn severity(event: &Event) -> u32 {
     match event {
         Event::Gap(_) => 3,
+        Event::RefusedBinding(_) => 4,
         other => match other.connect().map(|connect| connect.verdict) {
             Some(VerdictName::Deny) => 4,
             Some(VerdictName::Audit) => 5,
