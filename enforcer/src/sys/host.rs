@@ -12,9 +12,10 @@ use nix::ifaddrs::getifaddrs;
 /// Where resolvers stand: the C library's, and behind systemd-resolved's stub.
 const RESOLV_CONF: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
-/// The main table's routes.
-const ROUTES: [(&str, fn(&str) -> Option<Addr>); 2] =
-    [("/proc/net/route", gateway_v4), ("/proc/net/ipv6_route", gateway_v6)];
+/// The gateway in a line of a table of routes, if it is a default route's.
+type Gateway = fn(&str) -> Option<Addr>;
+
+const ROUTES: [(&str, Gateway); 2] = [("/proc/net/route", gateway_v4), ("/proc/net/ipv6_route", gateway_v6)];
 
 /// What the host is known by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
