@@ -68,7 +68,12 @@ impl Outcome {
 
     /// Whether the daemon may come to claims that the kernel did not make.
     pub const fn is_late(self) -> bool {
-        !matches!(self, Self::Decided | Self::NotAnAnswer | Self::Malformed)
+        Self::is_late_on_wire(self as u8)
+    }
+
+    #[inline(always)]
+    pub const fn is_late_on_wire(byte: u8) -> bool {
+        byte > Self::Malformed as u8
     }
 
     pub const fn from_wire(byte: u8) -> Option<Self> {
