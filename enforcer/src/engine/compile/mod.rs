@@ -84,8 +84,8 @@ pub struct Compiled {
     tables: Tables,
     /// Globs for which the kernel has no room.
     late: Globs,
-    /// Every glob once more, for names that are odd: the kernel leaves them to the daemon.
-    globs: Vec<(Match, Glob)>,
+    /// Every glob once more, for names that are odd: the kernel leaves them to the daemon. As text, which is a tenth.
+    globs: Vec<(Match, Box<str>)>,
     /// Made when the first odd name comes: it takes much memory, and few hosts ever see one.
     odd: OnceLock<Globs>,
     networks: Vec<(Network, Entry)>,
@@ -133,6 +133,7 @@ impl Compiled {
         let late = Globs::new(&late).map_err(|error| too_many_globs(&set.rules, &error))?;
         let warnings = warnings(&skipped, &tables, &set.rules);
         let rules = set.rules.iter().map(|rule| (rule.id, rule.name.as_str().into())).collect();
+        let globs = globs.into_iter().map(|(said, glob)| (said, glob.glob().into())).collect();
         Ok(Self { rules, tables, late, globs, odd: OnceLock::new(), networks, counts, warnings })
     }
 
@@ -149,8 +150,16 @@ impl Compiled {
     }
 
     fn odd(&self) -> &Globs {
-        // It could be made when the policy was loaded.
-        self.odd.get_or_init(|| Globs::new(&self.globs).unwrap_or_default())
+        self.odd.get_or_init(|| {
+            let parsed = |(said, text): &(Match, Box<str>)| match Pattern::new(text) {
+                Ok(Pattern::Glob(glob)) => Some((*said, glob)),
+                _ => None,
+            };
+            // Each was one when the policy was loaded, and the set of them could be made.
+            let globs: Vec<(Match, Glob)> = self.globs.iter().filter_map(parsed).collect();
+            debug_assert_eq!(globs.len(), self.globs.len());
+            Globs::new(&globs).unwrap_or_default()
+        })
     }
 
     /// Whether only a glob that the kernel has no room for names one of these.
