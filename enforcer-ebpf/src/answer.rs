@@ -9,7 +9,6 @@ use aya_ebpf::{
 use enforcer_common::{
     Addr, Claim, Entry,
     answer::{self, ADDRESSES, Lifetime, MESSAGE_BYTES, Outcome, Scratch},
-    belief::Doubt,
     counter::Counter,
     kernel::Control,
     name::{Match, NOBODY},
@@ -18,7 +17,8 @@ use enforcer_common::{
 };
 
 use crate::{
-    belief, copy, heard,
+    belief, copy,
+    heard::{self, News},
     kernel::lifetime,
     maps::{ANSWERED, Answered, HOST, NEVER_DENY, WORK, count, count_doubt, count_outcome},
     packet::{self, NotDns, Packet, TCP, UDP, Work},
@@ -36,7 +36,7 @@ pub fn ingress(ctx: &SkBuffContext) -> bool {
     // SAFETY: this CPU's own element, and `busy` tells when another run of this program has it.
     let work = unsafe { &mut *work };
     if work.busy != 0 {
-        count_outcome(Outcome::Unread);
+        count_outcome(Outcome::Unread as u8);
         count(Counter::LostAnswers);
         return true;
     }
@@ -54,33 +54,72 @@ fn handle(packet: &mut Packet<'_>) -> bool {
     }
     // SAFETY: takes no argument.
     packet.work.record.time = unsafe { bpf_ktime_get_boot_ns() };
+    packet.work.record.outcome = Outcome::Decided as u8;
     packet.work.record.dropped = 0;
-    let outcome = if packet.work.len == 0 { Outcome::Decided } else { read(packet) };
-    packet.work.record.outcome = outcome as u8;
-    if packet.work.protocol == UDP.into() && matches!(outcome, Outcome::NotAnAnswer | Outcome::Unread) {
+    judge(packet)
+}
+
+/// False: the packet must not be delivered.
+#[inline(always)]
+fn judge(packet: &mut Packet<'_>) -> bool {
+    packet.work.digest = 0;
+    packet.work.scratch.forget();
+    // Without payload, a stream begins or ends.
+    let loaded = if packet.work.len == 0 { Err(Outcome::Decided) } else { load(packet) };
+    let control = control();
+    belief::unasked(packet);
+    let outcome = match (loaded, Generation::new(control)) {
+        (Err(why), _) => why,
+        (Ok(()), None) => Outcome::NoTables,
+        (Ok(()), Some(tables)) => {
+            if packet.work.doubt == belief::NONE {
+                heard::digest(packet, control, &tables);
+                // Nothing comes of it, whoever asked.
+                if heard::news(packet.work) == News::Nothing {
+                    count_outcome(Outcome::Decided as u8);
+                    count(Counter::AnswersRepeated);
+                    return true;
+                }
+            }
+            answer::read(&mut packet.work.scratch, &tables)
+        }
+    };
+    // Through memory: else the verifier goes through the rest once for each.
+    let told = &raw mut packet.work.record.outcome;
+    // SAFETY: a field of ours.
+    let outcome = unsafe {
+        told.write_volatile(outcome as u8);
+        told.read_volatile()
+    };
+    let nothing = outcome == Outcome::NotAnAnswer as u8 || outcome == Outcome::Unread as u8;
+    if packet.work.protocol == UDP.into() && nothing {
         // Nobody asked for it, but nobody can learn a thing from it either.
         count_outcome(outcome);
         return true;
     }
-    if let Some(doubt) = belief::doubt(packet) {
-        return packet.work.len == 0 || unbelieved(packet.work, doubt);
+    belief::distrust(packet);
+    if packet.work.doubt != belief::NONE {
+        return packet.work.len == 0 || unbelieved(packet.work);
     }
     if packet.work.len != 0 {
         count_outcome(outcome);
-        enter(packet.work);
+        enter(packet.work, control);
     }
-    // The daemon's copy comes after the decision, so that no loss can come between.
-    if !heard::is_no_news(packet) && copy::copy(packet) {
-        heard::remember(packet);
+    let dropped = packet.work.record.dropped != 0;
+    if !dropped && heard::news(packet.work) != News::All {
+        count(Counter::AnswersRepeated);
+    } else if copy::copy(packet) {
+        // The daemon's copy comes after the decision, so that no loss can come between.
+        heard::remember(packet.work);
     }
-    packet.work.record.dropped == 0
+    !dropped
 }
 
 /// An answer that must not change anything. Who asks a server of his own for a denied name gets no answer: what he could
 /// read, and connect to, must be denied, and that this server may not bring about.
 #[inline(always)]
-fn unbelieved(work: &mut Work, doubt: Doubt) -> bool {
-    count_doubt(doubt);
+fn unbelieved(work: &mut Work) -> bool {
+    count_doubt(work.doubt);
     let matched = work.scratch.matched();
     let denied = matched.deny != NOBODY && matched.allow == NOBODY && work.scratch.found_len != 0;
     if denied {
@@ -89,20 +128,7 @@ fn unbelieved(work: &mut Work, doubt: Doubt) -> bool {
     !denied
 }
 
-/// Brings the message into the scratch, and reads it.
-#[inline(always)]
-fn read(packet: &mut Packet<'_>) -> Outcome {
-    packet.work.scratch.forget();
-    if let Err(why) = load(packet) {
-        return why;
-    }
-    match Generation::new(control()) {
-        Some(tables) => answer::read(&mut packet.work.scratch, &tables),
-        None => Outcome::NoTables,
-    }
-}
-
-/// `Err`: not all of it is there, or nothing.
+/// Brings the message into the scratch. `Err`: not all of it, or nothing.
 #[inline(always)]
 fn load(packet: &mut Packet<'_>) -> Result<(), Outcome> {
     let (mut offset, mut len) = (packet.work.offset, packet.work.len);
@@ -130,13 +156,13 @@ fn load(packet: &mut Packet<'_>) -> Result<(), Outcome> {
 
 /// Enters what the message says.
 #[inline(always)]
-fn enter(work: &mut Work) {
+fn enter(work: &mut Work, control: Control) {
     let matched = work.scratch.matched();
     if matched.is_none() || work.scratch.found_len == 0 {
         return;
     }
     count(Counter::AnswersMatched);
-    if !enter_all(&mut work.scratch, matched, control(), work.record.time) && matched.deny != NOBODY {
+    if !enter_all(&mut work.scratch, matched, control, work.record.time) && matched.deny != NOBODY {
         count(Counter::AnswersDropped);
         work.record.dropped = 1;
     }

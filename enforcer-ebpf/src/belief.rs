@@ -117,7 +117,7 @@ fn question(skb: *mut __sk_buff, at: u32, server: Addr) -> Result<(), NotDns> {
     }
     let id = u16::from_be_bytes([beginning.header[0], beginning.header[1]]);
     let hash = belief::question(&beginning.question);
-    remember(&Question { cookie: socket_cookie(skb), hash, server, id: id.into() });
+    remember(&Question::new(socket_cookie(skb), hash, server, id));
     Ok(())
 }
 
@@ -132,7 +132,7 @@ fn remember(question: &Question) {
     for way in 0..WAYS {
         // SAFETY: an element of the map; torn values only choose another place.
         let asked = unsafe { &(*bucket)[way] };
-        if asked.question == *question {
+        if asked.question.is(question) {
             if asked.open != 0 && !asked.is_over(now) {
                 let asked = (&raw const *asked).cast_mut();
                 // SAFETY: as above. The count is changed by atomic operations only, once it is open.
@@ -161,37 +161,49 @@ fn remember(question: &Question) {
     }
 }
 
-/// Why the answer in hand is not to be believed. Of a datagram, the question has been read; it is marked as answered.
-#[inline(always)]
-pub fn doubt(packet: &mut Packet<'_>) -> Option<Doubt> {
-    let asked = if packet.work.protocol == u32::from(TCP) {
+/// Of `Work::doubt`: none.
+pub const NONE: u64 = u64::MAX;
+
+/// Fills in `work.doubt`: whether somebody asked for the answer in hand. A datagram, which is in the scratch, is marked as
+/// answered.
+///
+/// In memory: each reason would be a state of its own, in which the verifier goes through the rest of the program. And no
+/// part of its caller, which has no room left on the stack for this.
+#[inline(never)]
+pub fn unasked(packet: &mut Packet<'_>) {
+    let doubt = if packet.work.protocol != u32::from(TCP) {
+        answered(packet)
+    } else {
         // SAFETY: only whether there is an element matters.
         match unsafe { OPENED.get(socket_cookie(packet.skb)) } {
             Some(_) => None,
             None => Some(Doubt::NotOpened),
         }
-    } else {
-        answered(packet)
     };
-    asked.or_else(|| distrust(packet))
+    packet.work.doubt = doubt.map_or(NONE, |doubt| doubt as u64);
+}
+
+/// Fills in `work.doubt`, unless there is one: whether who asked may have been told anything.
+#[inline(never)]
+pub fn distrust(packet: &mut Packet<'_>) {
+    if packet.work.doubt == NONE
+        && let Some(doubt) = distrusted(packet)
+    {
+        packet.work.doubt = doubt as u64;
+    }
 }
 
 #[inline(always)]
 fn answered(packet: &Packet<'_>) -> Option<Doubt> {
     let scratch = &packet.work.scratch;
     let server = Addr::from_v6(packet.work.record.server);
-    let question = Question {
-        cookie: socket_cookie(packet.skb),
-        hash: scratch.question(),
-        server,
-        id: scratch.id().into(),
-    };
+    let question = Question::new(socket_cookie(packet.skb), scratch.question(), server, scratch.id());
     let Some(bucket) = ASKED.get_ptr_mut(question.bucket()) else { return Some(Doubt::Unasked) };
     for way in 0..WAYS {
         // SAFETY: an element of the map; a question that is being replaced is closed.
         let asked = unsafe { &raw mut (*bucket)[way] };
         // SAFETY: as above.
-        if unsafe { (*asked).question } == question {
+        if unsafe { (*asked).question.is(&question) } {
             return close(asked, packet.work.record.time);
         }
     }
@@ -218,7 +230,7 @@ fn close(asked: *mut Asked, now: u64) -> Option<Doubt> {
 
 /// Why who asked may have been told anything.
 #[inline(always)]
-fn distrust(packet: &mut Packet<'_>) -> Option<Doubt> {
+fn distrusted(packet: &mut Packet<'_>) -> Option<Doubt> {
     let (host_net, host_user) = host_namespaces()?;
     // SAFETY: a field of the context, written to memory of our own.
     let sock = unsafe {

@@ -29,6 +29,7 @@ mod packet;
 mod repeats;
 mod report;
 mod tables;
+mod wake;
 
 use aya_ebpf::{
     macros::{cgroup_skb, cgroup_sock_addr, fexit, lsm},

@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     Entry,
-    answer::Outcome,
-    belief::{self, Doubt},
+    answer::OUTCOMES,
+    belief::{self, DOUBTS},
     counter::{COUNTERS, Counter, DOUBTS_AT, OUTCOMES_AT},
     event::{ConnectRecord, RepeatKey, Repeats},
     kernel::Control,
@@ -56,6 +56,9 @@ pub static HEADERS: Array<Header, 2> = Array::new();
 /// Buckets of suffix hashes and indices into `DOMAINS`.
 #[btf_map]
 pub static NAMES: ArrayOfMaps<Names, 2> = ArrayOfMaps::new();
+/// Tells of most names that they are not in `NAMES`.
+#[btf_map]
+pub static FILTER: ArrayOfMaps<Filter, 2> = ArrayOfMaps::new();
 /// What patterns say about domains; each different saying once.
 #[btf_map]
 pub static DOMAINS: ArrayOfMaps<Domains, 2> = ArrayOfMaps::new();
@@ -66,6 +69,7 @@ pub static AUTOMATA: ArrayOfMaps<Automata, 2> = ArrayOfMaps::new();
 /// The daemon writes them as memory, not element by element.
 const FILLED: usize = (BPF_F_INNER_MAP | BPF_F_MMAPABLE) as usize;
 pub type Names = Array<Bucket, 1, FILLED>;
+pub type Filter = Array<u64, 1, FILLED>;
 pub type Domains = Array<Domain, 1, FILLED>;
 pub type Automata = Array<[u32; BLOCK], 1, FILLED>;
 
@@ -141,13 +145,13 @@ pub fn count(counter: Counter) {
 }
 
 #[inline(always)]
-pub fn count_outcome(outcome: Outcome) {
-    increment(OUTCOMES_AT + outcome as u32);
+pub fn count_outcome(outcome: u8) {
+    increment(OUTCOMES_AT + u32::from(outcome) % OUTCOMES);
 }
 
 #[inline(always)]
-pub fn count_doubt(doubt: Doubt) {
-    increment(DOUBTS_AT + doubt as u32);
+pub fn count_doubt(doubt: u64) {
+    increment(DOUBTS_AT + doubt as u32 % DOUBTS);
 }
 
 #[inline(always)]

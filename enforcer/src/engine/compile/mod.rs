@@ -2,13 +2,14 @@
 
 mod networks;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::OnceLock;
 
 use enforcer_common::limits::NAMES;
 use enforcer_common::name::{self, Match};
 use enforcer_common::verdict::{BootNanos, NO_RULE};
 use enforcer_common::{Addr, Claim, Entry, RuleId};
-use globset::GlobSet;
+use globset::{Glob, GlobSet};
 
 use super::name::Name;
 use super::plan::Matcher;
@@ -81,10 +82,12 @@ pub struct Compiled {
     /// Names of the rules.
     rules: HashMap<RuleId, Box<str>>,
     tables: Tables,
-    /// Every glob once more: the daemon matches those that the kernel cannot, and names that are odd.
-    globs: GlobSet,
-    /// What each glob in `globs` says.
-    said: Vec<Match>,
+    /// Globs for which the kernel has no room.
+    late: Globs,
+    /// Every glob once more, for names that are odd: the kernel leaves them to the daemon. As text, which is a tenth.
+    globs: Vec<(Match, Box<str>)>,
+    /// Made when the first odd name comes: it takes much memory, and few hosts ever see one.
+    odd: OnceLock<Globs>,
     networks: Vec<(Network, Entry)>,
     counts: Counts,
     warnings: Vec<Diagnostic>,
@@ -105,10 +108,9 @@ impl Compiled {
     ) -> Result<Self, Vec<Diagnostic>> {
         let networks = networks::merged(&set.rules)?;
         let mut patterns = Patterns::collect(set, lists, key);
-        let globs = GlobSet::new(patterns.globs.iter().map(|(_, glob)| glob))
-            .map_err(|error| too_many_globs(&set.rules, &error))?;
-        let by = |(place, _): &(u32, _)| said(*place, &set.rules[*place as usize]);
-        let said = patterns.globs.iter().map(by).collect();
+        let by = |(place, glob): &(u32, Glob)| (said(*place, &set.rules[*place as usize]), glob.clone());
+        let globs: Vec<(Match, Glob)> = patterns.globs.iter().map(by).collect();
+        Globs::new(&globs).map_err(|error| too_many_globs(&set.rules, &error))?;
         let count = patterns.count();
         let skipped = std::mem::take(&mut patterns.skipped);
         let tables = Tables::new(&set.rules, patterns, budget);
@@ -125,9 +127,14 @@ impl Compiled {
             skipped: skipped.iter().map(|skipped| skipped.lines).sum(),
             networks: set.rules.iter().map(|rule| rule.networks.len()).sum(),
         };
+        let late: HashSet<&str> = tables.late.iter().map(|(_, glob)| glob.as_str()).collect();
+        let late: Vec<(Match, Glob)> =
+            globs.iter().filter(|(_, glob)| late.contains(glob.glob())).cloned().collect();
+        let late = Globs::new(&late).map_err(|error| too_many_globs(&set.rules, &error))?;
         let warnings = warnings(&skipped, &tables, &set.rules);
         let rules = set.rules.iter().map(|rule| (rule.id, rule.name.as_str().into())).collect();
-        Ok(Self { rules, tables, globs, said, networks, counts, warnings })
+        let globs = globs.into_iter().map(|(said, glob)| (said, glob.glob().into())).collect();
+        Ok(Self { rules, tables, late, globs, odd: OnceLock::new(), networks, counts, warnings })
     }
 
     /// The rules that name this host. Within one action the first rule of the set.
@@ -136,8 +143,23 @@ impl Compiled {
     }
 
     fn named_by(&self, name: &Name) -> Match {
-        let globs = self.globs.matches(name.as_str()).into_iter().map(|glob| self.said[glob]);
-        globs.fold(self.tables.matches_suffixes(name), Match::merge)
+        match self.tables.matches(name) {
+            Some(by) => by.merge(self.late.matches(name)),
+            None => self.tables.matches_suffixes(name).merge(self.odd().matches(name)),
+        }
+    }
+
+    fn odd(&self) -> &Globs {
+        self.odd.get_or_init(|| {
+            let parsed = |(said, text): &(Match, Box<str>)| match Pattern::new(text) {
+                Ok(Pattern::Glob(glob)) => Some((*said, glob)),
+                _ => None,
+            };
+            // Each was one when the policy was loaded, and the set of them could be made.
+            let globs: Vec<(Match, Glob)> = self.globs.iter().filter_map(parsed).collect();
+            debug_assert_eq!(globs.len(), self.globs.len());
+            Globs::new(&globs).unwrap_or_default()
+        })
     }
 
     /// Whether only a glob that the kernel has no room for names one of these.
@@ -174,6 +196,26 @@ impl Compiled {
     /// What is allowed, but hardly meant, or weaker than it looks.
     pub fn warnings(&self) -> &[Diagnostic] {
         &self.warnings
+    }
+}
+
+/// Globs as globset matches them.
+#[derive(Clone, Debug, Default)]
+struct Globs {
+    set: GlobSet,
+    /// What each of them says.
+    said: Vec<Match>,
+}
+
+impl Globs {
+    fn new(globs: &[(Match, Glob)]) -> Result<Self, globset::Error> {
+        let set = GlobSet::new(globs.iter().map(|(_, glob)| glob))?;
+        Ok(Self { set, said: globs.iter().map(|(said, _)| *said).collect() })
+    }
+
+    fn matches(&self, name: &Name) -> Match {
+        let globs = self.set.matches(name.as_str()).into_iter().map(|glob| self.said[glob]);
+        globs.fold(Match::NONE, Match::merge)
     }
 }
 

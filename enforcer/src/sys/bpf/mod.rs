@@ -27,7 +27,7 @@ use enforcer_common::{Addr, Entry, limits};
 
 pub use answers::Answers;
 use answers::{ASKED, CONTROL, HEADERS, HOST, NEVER_DENY, OPENED, TRUSTED};
-use double::{ANSWERED, AUTOMATA, DOMAINS, NAMES, REPEATS};
+use double::{ANSWERED, AUTOMATA, DOMAINS, FILTER, NAMES, REPEATS};
 pub use ignore::IgnoredCgroups;
 pub use repeats::Windows;
 
@@ -49,9 +49,9 @@ const RING: &str = "RING";
 const COUNTS: &str = "COUNTS";
 const SEQUENCE: &str = "SEQUENCE";
 const PENDING: &str = "PENDING";
-const MAPS: [&str; 18] = [
+const MAPS: [&str; 19] = [
     ADDRESSES, NETWORKS, RING, COUNTS, SEQUENCE, PENDING, REPEATS, ANSWERED, HOST, NEVER_DENY, CONTROL,
-    HEADERS, NAMES, DOMAINS, AUTOMATA, ASKED, OPENED, TRUSTED,
+    HEADERS, NAMES, FILTER, DOMAINS, AUTOMATA, ASKED, OPENED, TRUSTED,
 ];
 
 /// Prefix of a link's pin; the rest is the program's name.
@@ -351,7 +351,7 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
         OPENED => (8, 8),
         CONTROL => (4, size_of::<Control>() as u32),
         HEADERS => (4, size_of::<Header>() as u32),
-        REPEATS | ANSWERED | NAMES | DOMAINS | AUTOMATA => (4, 4),
+        REPEATS | ANSWERED | NAMES | FILTER | DOMAINS | AUTOMATA => (4, 4),
         _ => (0, 0),
     };
     let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
