@@ -8,7 +8,7 @@ mod reader;
 mod records;
 
 use crate::addr::Addr;
-use crate::name::{Match, Matching, Name, Tables, match_name};
+use crate::name::{Match, Matching, Name, SuffixHash, Tables, match_name};
 use crate::verdict::{BootNanos, Claim, Entry};
 use records::Record;
 
@@ -99,6 +99,9 @@ pub struct Scratch {
     /// Bytes of `message` that belong to it.
     pub len: u32,
     pub name: Name,
+    /// Of the words of the message so far, and how many those are. For `digest`.
+    hash: SuffixHash,
+    hashed: u32,
     /// Of the names so far: the first rule of each action, whichever name it names.
     claimed: Match,
     outcome: u32,
@@ -113,6 +116,8 @@ impl Scratch {
         message: [0; MESSAGE_BYTES + 8],
         len: 0,
         name: Name::EMPTY,
+        hash: SuffixHash::new([0; 2]),
+        hashed: 0,
         claimed: Match::NONE,
         outcome: 0,
         reader: reader::State::EMPTY,

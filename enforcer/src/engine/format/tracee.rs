@@ -165,7 +165,8 @@ mod tests {
             ("dst_dns", json!(["tracker.example", "cdn.example"])),
         ];
         assert_eq!(arguments(&event), wanted.map(|(name, value)| (name.to_owned(), value)));
-        let types = ["/args/0/type", "/args/1/type", "/args/2/type"].map(|at| value.pointer(at).unwrap().clone());
+        let types =
+            ["/args/0/type", "/args/1/type", "/args/2/type"].map(|at| value.pointer(at).unwrap().clone());
         assert_eq!(types, ["string", "int32", "[]string"]);
     }
 
