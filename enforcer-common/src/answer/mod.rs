@@ -9,7 +9,7 @@ mod records;
 
 use crate::addr::Addr;
 use crate::belief::{self, WORDS};
-use crate::name::{Match, Matching, Name, Tables, match_name};
+use crate::name::{Match, Matching, Name, SuffixHash, Tables, match_name};
 use crate::verdict::{BootNanos, Claim, Entry};
 use records::Record;
 
@@ -100,6 +100,9 @@ pub struct Scratch {
     /// Bytes of `message` that belong to it.
     pub len: u32,
     pub name: Name,
+    /// Of the words of the message so far, and how many those are. For `digest`.
+    hash: SuffixHash,
+    hashed: u32,
     /// Of the names so far: the first rule of each action, whichever name it names.
     claimed: Match,
     outcome: u32,
@@ -114,6 +117,8 @@ impl Scratch {
         message: [0; MESSAGE_BYTES + 8],
         len: 0,
         name: Name::EMPTY,
+        hash: SuffixHash::new([0; 2]),
+        hashed: 0,
         claimed: Match::NONE,
         outcome: 0,
         reader: reader::State::EMPTY,
@@ -150,10 +155,10 @@ impl Scratch {
     pub fn question(&self) -> u64 {
         const { assert!(HEADER == 12) };
         let mut words = [0; WORDS];
-        let mut before = self.word(8);
+        let mut before = self.word(1);
         let mut index = 0;
         while index < WORDS {
-            let next = self.word(16 + 8 * index as u32);
+            let next = self.word(2 + index as u32);
             words[index] = before >> 32 | next << 32;
             before = next;
             index += 1;
