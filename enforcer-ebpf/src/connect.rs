@@ -2,7 +2,8 @@
 
 use aya_ebpf::{bindings::bpf_sock_addr, btf_maps::lpm_trie::Key, helpers::bpf_ktime_get_boot_ns};
 use enforcer_common::{
-    Addr, Decision, Entry, Verdict,
+    Addr, Decision, Said, Verdict,
+    condition::narrow,
     counter::Counter,
     decide,
     event::{AF_INET, AF_INET6, Layer},
@@ -10,9 +11,10 @@ use enforcer_common::{
 };
 
 use crate::{
+    conditions::Conditions,
     kernel::{Message, Pointer, Socket, Unreadable, read},
     maps::{ADDRESSES, ANSWERED, NETWORKS, count},
-    report,
+    report, scope,
 };
 
 const AF_UNSPEC: u16 = 0;
@@ -52,7 +54,7 @@ impl Source {
 pub fn lsm_connect(socket: Socket, address: Pointer, len: i32) -> Verdict {
     report::socket(&socket, address, len);
     match sockaddr(address, len, false) {
-        Ok(Some(to)) => judge(&to, Layer::LsmConnect, true, || source(&socket)),
+        Ok(Some(to)) => judge(&to, Layer::LsmConnect, true, || protocol(&socket), || source(&socket)),
         Ok(None) => Verdict::Allow,
         Err(Unreadable) => unreadable_address(),
     }
@@ -62,7 +64,9 @@ pub fn lsm_connect(socket: Socket, address: Pointer, len: i32) -> Verdict {
 #[inline(always)]
 pub fn lsm_sendmsg(socket: Socket, message: Message) -> Verdict {
     match named(&socket, &message) {
-        Ok(Some((to, always))) => judge(&to, Layer::LsmSendmsg, always, || source(&socket)),
+        Ok(Some((to, always))) => {
+            judge(&to, Layer::LsmSendmsg, always, || protocol(&socket), || source(&socket))
+        }
         Ok(None) => Verdict::Allow,
         Err(Unreadable) => unreadable_address(),
     }
@@ -102,7 +106,7 @@ pub fn cgroup(ctx: *const bpf_sock_addr, family: u16, layer: Layer) -> Verdict {
         ((octets), u16::from_be((*ctx).user_port as u16), (*ctx).type_ as u16, (*ctx).protocol as u16)
     };
     let to = Destination { octets, port, family };
-    judge(&to, layer, true, || Ok(Source { octets: [0; 16], port: 0, sock_type, protocol }))
+    judge(&to, layer, true, || protocol, || Ok(Source { octets: [0; 16], port: 0, sock_type, protocol }))
 }
 
 #[inline(always)]
@@ -117,9 +121,10 @@ fn judge(
     to: &Destination,
     layer: Layer,
     always_report: bool,
+    protocol: impl FnOnce() -> u16,
     source: impl FnOnce() -> Result<Source, Unreadable>,
 ) -> Verdict {
-    let Decision { verdict, rule } = look_up(to);
+    let Decision { verdict, rule } = look_up(to, protocol);
     if rule == CANARY_RULE {
         return verdict;
     }
@@ -140,20 +145,32 @@ fn judge(
 }
 
 #[inline(always)]
-fn look_up(to: &Destination) -> Decision {
+fn look_up(to: &Destination, protocol: impl FnOnce() -> u16) -> Decision {
     let key = Addr::from_v6(to.octets).octets();
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_boot_ns() };
+    let mut said = Said::NOTHING;
     // SAFETY: the kernel replaces whole elements.
-    let mut address = unsafe { ADDRESSES.get(key) }.copied().unwrap_or(Entry::NONE);
+    if let Some(entry) = unsafe { ADDRESSES.get(key) } {
+        said.hear(entry, now);
+    }
     for slot in 0..2 {
         // SAFETY: elements are changed in place, word by word, each word valid with the others' old values.
-        if let Some(answered) = ANSWERED.get(slot).and_then(|map| unsafe { map.get(key) }) {
-            address = address.merge(*answered);
+        if let Some(entry) = ANSWERED.get(slot).and_then(|map| unsafe { map.get(key) }) {
+            said.hear(entry, now);
         }
     }
-    let network = NETWORKS.get(&Key::new(128, key));
-    decide(Some(&address), network, now)
+    if let Some(entry) = NETWORKS.get(&Key::new(128, key)) {
+        said.hear(entry, now);
+    }
+    let conditions = Conditions::new();
+    if !said.conditional.is_none() {
+        narrow(&mut said.conditional, &conditions, to.port, protocol());
+        if !said.conditional.is_none() {
+            scope::keep(&mut said.conditional, &conditions);
+        }
+    }
+    decide(&said, &conditions)
 }
 
 /// The one fail-open place of the connect path, counted and shown by `enforcer status`.
@@ -179,6 +196,15 @@ fn sockaddr(address: Pointer, len: i32, unspec_is_inet: bool) -> Result<Option<D
         return Ok(None);
     };
     Ok(Some(Destination { octets, port: u16::from_be(read(address, PORT)?), family }))
+}
+
+/// Of a socket that cannot be read: 0, which no rule speaks of.
+#[inline(always)]
+fn protocol(socket: &Socket) -> u16 {
+    socket.sock().and_then(|sock| sock.protocol()).unwrap_or_else(|Unreadable| {
+        count(Counter::FaultSocket);
+        0
+    })
 }
 
 #[inline(always)]

@@ -14,6 +14,7 @@
 
 mod answer;
 mod atomic;
+mod conditions;
 mod connect;
 mod copy;
 mod draft;
@@ -26,6 +27,7 @@ mod outcome;
 mod packet;
 mod repeats;
 mod report;
+mod scope;
 mod tables;
 
 use aya_ebpf::{

@@ -5,6 +5,7 @@ use core::{hint::black_box, mem::MaybeUninit, ops::ControlFlow};
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
 use enforcer_common::{
+    Entry,
     answer::Scratch,
     event::{AnswerRecord, KIND_ANSWER},
     repeat::Step,
@@ -43,6 +44,8 @@ pub struct Work {
     /// What the copy for user space begins with.
     pub record: AnswerRecord,
     pub scratch: Scratch,
+    /// What is entered about an address.
+    pub entry: Entry,
 }
 
 /// A packet and what is known about it.

@@ -7,7 +7,8 @@ mod reader;
 mod records;
 
 use crate::addr::Addr;
-use crate::name::{Match, Matching, Name, Tables, match_name};
+use crate::condition::Seats;
+use crate::name::{Match, Matching, NOBODY, Name, Tables, match_name, rule};
 use crate::verdict::{BootNanos, Claim, Entry};
 use records::Record;
 
@@ -118,14 +119,37 @@ impl Scratch {
         message: [0; MESSAGE_BYTES + 8],
     };
 
-    /// What the answer's names are claimed by. An exception opens, so it takes an answer that is decided.
+    /// After reading: an exception opens, so it takes an answer that is decided. `exceptions`: the conditional rules
+    /// that allow.
     #[inline(always)]
-    pub fn matched(&self) -> Match {
-        let mut matched = self.claimed;
+    pub fn doubt_exceptions(&mut self, exceptions: Option<&Seats>) {
         if self.outcome != Outcome::Decided as u32 {
-            matched.allow = Match::NONE.allow;
+            self.claimed.allow = Match::NONE.allow;
+            if let Some(exceptions) = exceptions {
+                self.claimed.conditional.drop(exceptions);
+            }
         }
-        matched
+    }
+
+    /// What the answer's names are claimed by.
+    #[inline(always)]
+    pub fn claimed(&self) -> &Match {
+        &self.claimed
+    }
+
+    /// What the answer claims about an address that was found in it.
+    #[inline(always)]
+    pub fn write_entry(&self, found: &Found, lifetime: Lifetime, now: BootNanos, entry: &mut Entry) {
+        let ttl = self.ttl(found);
+        let seconds = if ttl < lifetime.floor { lifetime.floor } else { ttl };
+        let seconds = if seconds > lifetime.cap { lifetime.cap } else { seconds };
+        let until = now.saturating_add(seconds as u64 * 1_000_000_000);
+        let claim = |by| if by == NOBODY { Claim::NONE } else { Claim::new(rule(by), until) };
+        entry.allow = claim(self.claimed.allow);
+        entry.deny = claim(self.claimed.deny);
+        entry.audit = claim(self.claimed.audit);
+        entry.conditional.until = if self.claimed.conditional.is_none() { 0 } else { until };
+        entry.conditional.rules = self.claimed.conditional;
     }
 
     /// A hash by which two answers that say the same are known. It need not be strong: it decides only whether the
@@ -187,17 +211,6 @@ pub struct Lifetime {
     pub cap: u32,
 }
 
-/// What a match claims about an address with this time to live.
-#[inline(always)]
-pub fn entry(matched: Match, ttl: u32, lifetime: Lifetime, now: BootNanos) -> Entry {
-    let seconds = if ttl < lifetime.floor { lifetime.floor } else { ttl };
-    let seconds = if seconds > lifetime.cap { lifetime.cap } else { seconds };
-    let until = now.saturating_add(seconds as u64 * 1_000_000_000);
-    let claim =
-        |by| if by == Match::NONE.deny { Claim::NONE } else { Claim::new(crate::name::rule(by), until) };
-    Entry { allow: claim(matched.allow), deny: claim(matched.deny), audit: claim(matched.audit) }
-}
-
 /// A message being read, and the tables it is matched with.
 pub(crate) struct Walk<'a, T> {
     scratch: &'a mut Scratch,
@@ -215,6 +228,11 @@ impl<T: Tables> Matching for Walk<'_, T> {
     #[inline(always)]
     fn tables(&self) -> &T {
         self.tables
+    }
+
+    #[inline(always)]
+    fn both(&mut self) -> (&mut Name, &T) {
+        (&mut self.scratch.name, self.tables)
     }
 }
 
@@ -290,7 +308,8 @@ impl<T: Tables> Walk<'_, T> {
         }
         self.scratch.absorb(self.scratch.reader.identity);
         match_name(self, odd);
-        self.scratch.claimed = self.scratch.claimed.merge(self.scratch.name.matched);
+        let Scratch { claimed, name, .. } = &mut *self.scratch;
+        claimed.absorb(&name.matched);
     }
 }
 

@@ -6,13 +6,13 @@ use enforcer_common::answer::Outcome;
 use enforcer_common::counter::Counter;
 use enforcer_common::limits::ADDRESSES;
 use enforcer_common::verdict::FOREVER;
-use enforcer_common::{Entry, RuleId, Verdict, decide};
+use enforcer_common::{Entry, RuleId, Verdict};
 
 use super::Daemon;
 use super::start::Enforcement;
 use crate::api::{self, Counters, Denied, DnsStatus, MapStatus, Reply, Request, Status};
 use crate::engine::compile::Network;
-use crate::engine::state::Claimed;
+use crate::engine::state::{Claimed, speaking};
 use crate::sys::bpf::Hooks;
 use crate::sys::canary::Canary;
 use crate::sys::clock;
@@ -227,22 +227,20 @@ fn denied(daemon: &Daemon) -> Vec<Denied> {
     };
     let mut networks: Vec<(&Network, &Entry)> = daemon.installer.networks().iter().collect();
     networks.sort_by_key(|(network, _)| **network);
+    let conditions = daemon.installer.conditions();
     let network = |(network, entry): (&Network, &Entry)| {
-        let decision = decide(None, Some(entry), FOREVER - 1);
-        (decision.verdict != Verdict::Allow).then(|| Denied {
+        let rules = speaking(entry, conditions, FOREVER - 1);
+        let denied = |(by, rule, _): (Verdict, RuleId, _)| Denied {
             address: network.to_string(),
             ip: None,
             names: Vec::new(),
-            rule: rule_name(decision.rule),
-            verdict: verdict(decision.verdict).into(),
+            rule: rule_name(rule),
+            verdict: verdict(by).into(),
             expires_in_seconds: None,
-        })
+        };
+        rules.into_iter().map(denied).collect::<Vec<_>>()
     };
-    networks
-        .into_iter()
-        .filter_map(network)
-        .chain(daemon.state.claimed(now).into_iter().map(address))
-        .collect()
+    networks.into_iter().flat_map(network).chain(daemon.state.claimed(now).into_iter().map(address)).collect()
 }
 
 fn verdict(verdict: Verdict) -> &'static str {

@@ -4,6 +4,7 @@
 //! swaps the links without a moment in which none is attached.
 
 mod answers;
+mod conditions;
 pub mod double;
 mod ignore;
 mod repeats;
@@ -26,7 +27,8 @@ use enforcer_common::{Addr, Entry, limits};
 
 pub use answers::Answers;
 use answers::{CONTROL, HEADERS, HOST, NEVER_DENY};
-use double::{ANSWERED, AUTOMATA, DOMAINS, NAMES, REPEATS};
+pub use conditions::Conditions;
+use double::{ANSWERED, AUTOMATA, CONDITIONS, DOMAINS, NAMES, REPEATS};
 pub use ignore::IgnoredCgroups;
 pub use repeats::Windows;
 
@@ -39,7 +41,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// Part of the pin directory's name: raised whenever a map's layout or meaning changes, so that a daemon never
 /// adopts maps that it would misread.
-const PIN_VERSION: &str = "v4";
+const PIN_VERSION: &str = "v5";
 
 const ADDRESSES: &str = "ADDRESSES";
 const NETWORKS: &str = "NETWORKS";
@@ -47,9 +49,9 @@ const RING: &str = "RING";
 const COUNTS: &str = "COUNTS";
 const SEQUENCE: &str = "SEQUENCE";
 const PENDING: &str = "PENDING";
-const MAPS: [&str; 15] = [
+const MAPS: [&str; 16] = [
     ADDRESSES, NETWORKS, RING, COUNTS, SEQUENCE, PENDING, REPEATS, ANSWERED, HOST, NEVER_DENY, CONTROL,
-    HEADERS, NAMES, DOMAINS, AUTOMATA,
+    HEADERS, NAMES, DOMAINS, AUTOMATA, CONDITIONS,
 ];
 
 /// Prefix of a link's pin; the rest is the program's name.
@@ -136,6 +138,7 @@ pub struct Kernel {
     counts: PerCpuArray<MapData, u64>,
     pending: HashMap<MapData, u32, Wire<ConnectRecord>>,
     pub answers: Answers,
+    pub conditions: Conditions,
     pub windows: Windows,
     pub ignored_cgroups: IgnoredCgroups,
     /// Connects are reported when the call returns.
@@ -169,6 +172,7 @@ impl Kernel {
             counts: take(&mut ebpf, COUNTS)?,
             pending: take(&mut ebpf, PENDING)?,
             answers: Answers::take(&mut ebpf, &pin, limits::ANSWERED)?,
+            conditions: Conditions::take(&mut ebpf, &pin)?,
             windows: Windows::take(&mut ebpf, &pin)?,
             ignored_cgroups: ignore::fill(&mut ebpf, options.ignore, options.cgroup_root)?,
             tells_outcome: options.outcome,
@@ -335,7 +339,7 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
         NEVER_DENY => (20, 4),
         CONTROL => (4, size_of::<Control>() as u32),
         HEADERS => (4, size_of::<Header>() as u32),
-        REPEATS | ANSWERED | NAMES | DOMAINS | AUTOMATA => (4, 4),
+        REPEATS | ANSWERED | NAMES | DOMAINS | AUTOMATA | CONDITIONS => (4, 4),
         _ => (0, 0),
     };
     let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;

@@ -8,6 +8,8 @@ mod outcome;
 mod race;
 mod reload;
 pub(crate) mod resolvers;
+mod rules;
+pub(crate) mod scopes;
 mod smoke;
 mod verifier;
 mod volume;
@@ -32,7 +34,15 @@ pub(crate) fn is_native() -> bool {
 
 pub(crate) fn all() -> Vec<Test> {
     if is_native() {
-        return [race::native(), resolvers::tests(), facts::native(), volume::tests()].concat();
+        return [
+            race::native(),
+            resolvers::tests(),
+            facts::native(),
+            volume::tests(),
+            rules::tests(),
+            scopes::tests(),
+        ]
+        .concat();
     }
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if command_line.split_whitespace().any(|word| word == WITHOUT_BPF) {
@@ -45,6 +55,8 @@ pub(crate) fn all() -> Vec<Test> {
         clients::tests(),
         life::tests(),
         reload::tests(),
+        rules::tests(),
+        scopes::tests(),
         race::tests(),
         events::tests(),
         facts::tests(),
