@@ -9,7 +9,7 @@
 
 use crate::answer::mix;
 use crate::name::SuffixHash;
-use crate::verdict::{NO_RULE, RuleId};
+use crate::verdict::{Decision, NO_RULE, RuleId};
 
 /// Twice as many as there may be conditional rules, so that old and new ones sit side by side while a policy changes.
 pub const SEATS: u32 = 512;
@@ -200,29 +200,46 @@ pub fn spoken_of<R: Rows>(rows: &R, key: Key) -> Option<&Seats> {
     None
 }
 
-/// Leaves of the rules those that do not speak of this kind of things, and those in `spoken`.
+/// Leaves of the rules those that do not speak of this kind of things (`rows::ANY_PORT`, ...), and those in `spoken`.
 #[inline(always)]
-pub fn keep_spoken<R: Rows>(named: &mut Seats, rows: &R, any: u32, spoken: &Seats) {
-    let none = Seats::NONE;
-    named.keep_either(rows.row(any).unwrap_or(&none), spoken);
+pub fn keep_spoken<R: Rows>(named: &mut Seats, rows: &R, any: u32, spoken: Option<&Seats>) {
+    match (rows.row(any), spoken) {
+        (Some(any), Some(spoken)) => named.keep_either(any, spoken),
+        (Some(any), None) => named.keep(any),
+        (None, _) => *named = Seats::NONE,
+    }
 }
 
 /// Leaves of the rules that name a destination those that are in force and cover this port and protocol.
 #[inline(always)]
 pub fn narrow<R: Rows>(named: &mut Seats, rows: &R, port: u16, protocol: u16) {
-    let none = Seats::NONE;
-    named.keep(rows.row(rows::ACTIVE).unwrap_or(&none));
+    match rows.row(rows::ACTIVE) {
+        Some(active) => named.keep(active),
+        None => *named = Seats::NONE,
+    }
     if named.is_none() {
         return;
     }
-    let class = rows.row(rows::PORTS + port as u32 / 32).map_or(0, |classes| {
-        let word = classes.0[port as usize / 4 % WORDS];
-        (word >> (16 * (port as u32 % 4))) as u16
-    });
-    let by_port = rows.row(rows::CLASSES + class as u32).unwrap_or(&none);
-    named.keep_either(rows.row(rows::ANY_PORT).unwrap_or(&none), by_port);
-    let by_protocol = spoken_of(rows, key(Kind::Protocol, canonical(protocol).into())).unwrap_or(&none);
-    named.keep_either(rows.row(rows::ANY_PROTOCOL).unwrap_or(&none), by_protocol);
+    let class = match rows.row(rows::PORTS + port as u32 / 32) {
+        Some(classes) => (classes.0[port as usize / 4 % WORDS] >> (16 * (port as u32 % 4))) as u16,
+        None => 0,
+    };
+    keep_spoken(named, rows, rows::ANY_PORT, rows.row(rows::CLASSES + class as u32));
+    let by_protocol = spoken_of(rows, key(Kind::Protocol, canonical(protocol) as u64));
+    keep_spoken(named, rows, rows::ANY_PROTOCOL, by_protocol);
+}
+
+/// By the rules that cover a connect.
+#[inline(always)]
+pub fn decide<R: Rows>(named: &Seats, rows: &R) -> Decision {
+    if named.is_none() {
+        return Decision::DEFAULT;
+    }
+    Decision::of(
+        first(named, rows, rows::ALLOW),
+        first(named, rows, rows::DENY),
+        first(named, rows, rows::AUDIT),
+    )
 }
 
 const TCP: u16 = 6;
@@ -236,7 +253,7 @@ const fn canonical(protocol: u16) -> u16 {
 
 /// Of the rules with this action (`rows::ALLOW`, ...), the first.
 #[inline(always)]
-pub fn first<R: Rows>(named: &Seats, rows: &R, action: u32) -> RuleId {
+fn first<R: Rows>(named: &Seats, rows: &R, action: u32) -> RuleId {
     match rows.row(action).and_then(|row| named.first_in(row)) {
         Some(seat) => id(rows, seat),
         None => NO_RULE,

@@ -62,6 +62,7 @@ pub struct Offsets {
     pub user_namespace_level: u32,
     pub nsproxy_net: u32,
     pub net_inum: u32,
+    pub sock_cookie: u32,
 }
 
 /// The offset of a field that this kernel does not have.
@@ -86,6 +87,10 @@ pub struct Settings {
     pub outcome: u32,
     /// Which events there are: `TCP_CONNECT`, `UDP_CONNECT`, `SOCKET_CONNECT`.
     pub events: u32,
+    /// 1: nothing is refused; what would be is reported with the verdict "audit".
+    pub audit: u32,
+    /// 1: what no rule speaks of is refused.
+    pub default_deny: u32,
     /// Of the tables of what is not reported: a bit each. Those that hold for a verdict (`Verdict` is the index), and
     /// those that say nothing about users, groups of processes, ports, and networks.
     pub ignored_verdicts: [u64; 3],

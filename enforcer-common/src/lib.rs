@@ -17,4 +17,4 @@ pub mod verdict;
 
 pub use addr::Addr;
 pub use condition::Seats;
-pub use verdict::{Claim, Decision, Entry, RuleId, Said, Verdict, decide};
+pub use verdict::{Claim, Decision, Entry, RuleId, Said, Verdict};

@@ -6,7 +6,7 @@
 //! run out one after another. The conditional rules of an entry share one expiry, the longest: the daemon takes
 //! each away when its own comes.
 
-use crate::condition::{self, Rows, Seats, rows};
+use crate::condition::Seats;
 
 /// Boot-time clock (CLOCK_BOOTTIME), nanoseconds: runs on through suspend, the same in kernel and user space.
 pub type BootNanos = u64;
@@ -140,19 +140,37 @@ pub struct Decision {
     pub rule: RuleId,
 }
 
-/// What all maps together say about a destination: a rule for each action, and the conditional ones.
+impl Decision {
+    pub const DEFAULT: Self = Self { verdict: Verdict::Allow, rule: NO_RULE };
+
+    /// Of two, that of the action that beats the other's; on a tie this one.
+    #[inline(always)]
+    pub const fn stronger(self, other: Self) -> Self {
+        if other.rank() < self.rank() { other } else { self }
+    }
+
+    /// Allow beats deny beats audit beats the default.
+    #[inline(always)]
+    const fn rank(&self) -> u32 {
+        match self.verdict {
+            Verdict::Allow if self.rule == NO_RULE => 3,
+            Verdict::Allow => 0,
+            Verdict::Deny => 1,
+            Verdict::Audit => 2,
+        }
+    }
+}
+
+/// What all maps together say about a destination, conditional rules apart: a rule for each action.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Said {
     allow: RuleId,
     deny: RuleId,
     audit: RuleId,
-    /// To be narrowed to those whose conditions hold.
-    pub conditional: Seats,
 }
 
 impl Said {
-    pub const NOTHING: Self =
-        Self { allow: NO_RULE, deny: NO_RULE, audit: NO_RULE, conditional: Seats::NONE };
+    pub const NOTHING: Self = Self { allow: NO_RULE, deny: NO_RULE, audit: NO_RULE };
 
     /// Takes in what one map says. Who is heard first names the rule: addresses before networks, since a name says
     /// more in an event.
@@ -167,45 +185,34 @@ impl Said {
         if self.audit == NO_RULE && entry.audit.holds(now) {
             self.audit = entry.audit.rule;
         }
-        if entry.conditional.holds(now) {
-            self.conditional.add(&entry.conditional.rules);
-        }
+    }
+
+    /// Decides one connect, as far as its destination does.
+    #[inline(always)]
+    pub const fn decide(&self) -> Decision {
+        Decision::of(self.allow, self.deny, self.audit)
     }
 }
 
-/// Decides one connect from what is said about its destination, the conditional rules being narrowed to those that
-/// cover it.
-#[inline(always)]
-pub fn decide<R: Rows>(said: &Said, rows: &R) -> Decision {
-    let none = said.conditional.is_none();
-    let by = |rule: RuleId, action: u32| {
-        if rule == NO_RULE && !none { condition::first(&said.conditional, rows, action) } else { rule }
-    };
-    let allow = by(said.allow, rows::ALLOW);
-    if allow != NO_RULE {
-        return Decision { verdict: Verdict::Allow, rule: allow };
+impl Decision {
+    /// By the rule of each action that covers a connect.
+    #[inline(always)]
+    pub const fn of(allow: RuleId, deny: RuleId, audit: RuleId) -> Self {
+        if allow != NO_RULE {
+            Self { verdict: Verdict::Allow, rule: allow }
+        } else if deny != NO_RULE {
+            Self { verdict: Verdict::Deny, rule: deny }
+        } else if audit != NO_RULE {
+            Self { verdict: Verdict::Audit, rule: audit }
+        } else {
+            Self::DEFAULT
+        }
     }
-    let deny = by(said.deny, rows::DENY);
-    if deny != NO_RULE {
-        return Decision { verdict: Verdict::Deny, rule: deny };
-    }
-    let audit = by(said.audit, rows::AUDIT);
-    let verdict = if audit == NO_RULE { Verdict::Allow } else { Verdict::Audit };
-    Decision { verdict, rule: audit }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// No conditional rules.
-    struct Empty;
-
-    impl Rows for Empty {
-        fn row(&self, _: u32) -> Option<&Seats> {
-            None
-        }
-    }
 
     /// Every combination of {absent, expired, live} claims in both maps, against the sentence
     /// "the live claim of the strongest action wins, the address's before the network's".
@@ -242,9 +249,25 @@ mod tests {
                 .map_or(Decision { verdict: Verdict::Allow, rule: NO_RULE }, |&(_, verdict, rule)| {
                     Decision { verdict, rule }
                 });
-            assert_eq!(decide(&said, &Empty), want, "case {n}");
+            assert_eq!(said.decide(), want, "case {n}");
         }
-        assert_eq!(decide(&Said::NOTHING, &Empty), Decision { verdict: Verdict::Allow, rule: NO_RULE });
+        assert_eq!(Said::NOTHING.decide(), Decision { verdict: Verdict::Allow, rule: NO_RULE });
+    }
+
+    #[test]
+    fn the_stronger_decision_wins() {
+        let all = [
+            Decision::of(1, 2, 3),
+            Decision::of(NO_RULE, 2, 3),
+            Decision::of(NO_RULE, NO_RULE, 3),
+            Decision::of(NO_RULE, NO_RULE, NO_RULE),
+        ];
+        for (at, one) in all.iter().enumerate() {
+            for (than, other) in all.iter().enumerate() {
+                assert_eq!(one.stronger(*other), if than < at { *other } else { *one }, "{one:?} {other:?}");
+            }
+        }
+        assert_eq!(Decision::of(1, 0, 0).stronger(Decision::of(9, 0, 0)).rule, 1);
     }
 
     #[test]

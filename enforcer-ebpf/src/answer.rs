@@ -20,7 +20,7 @@ use enforcer_common::{
 use crate::{
     conditions::Conditions,
     copy, heard,
-    kernel::lifetime,
+    kernel::{lifetime, only_audits},
     maps::{ANSWERED, Answered, HOST, NEVER_DENY, WORK, count, count_outcome},
     packet::{self, NotDns, Packet, TCP, Work},
     tables::{Generation, control, repeat},
@@ -94,12 +94,13 @@ fn read(work: &mut Work) -> Outcome {
     let control = control();
     let Some(tables) = Generation::new(control) else { return Outcome::NoTables };
     let outcome = answer::read(&mut work.scratch, &tables);
-    work.scratch.doubt_exceptions(Conditions::new().row(ALLOW));
+    let rules = Conditions::new();
+    work.scratch.doubt_exceptions(rules.as_ref().and_then(|rules| rules.row(ALLOW)));
     if work.scratch.claimed().is_none() || work.scratch.found_len == 0 {
         return outcome;
     }
     count(Counter::AnswersMatched);
-    if !enter(work, control) && refuses(work.scratch.claimed()) {
+    if !enter(work, control) && refuses(work.scratch.claimed()) && !only_audits() {
         count(Counter::AnswersDropped);
         work.record.dropped = 1;
     }

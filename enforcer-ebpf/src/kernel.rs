@@ -66,6 +66,7 @@ static OFFSETS: Offsets = Offsets {
     user_namespace_level: 0,
     nsproxy_net: 0,
     net_inum: 0,
+    sock_cookie: 0,
 };
 
 #[unsafe(no_mangle)]
@@ -78,6 +79,8 @@ static SETTINGS: Settings = Settings {
     aggregate: 0,
     outcome: 0,
     events: 0,
+    audit: 0,
+    default_deny: 0,
     ignored_verdicts: [0; 3],
     any_user: 0,
     any_cgroup: 0,
@@ -118,6 +121,17 @@ pub fn repeats_counted() -> bool {
 #[inline(always)]
 pub fn is_event(kind: u32) -> bool {
     global!(SETTINGS.events) & kind != 0
+}
+
+/// Nothing is refused.
+#[inline(always)]
+pub fn only_audits() -> bool {
+    global!(SETTINGS.audit) != 0
+}
+
+#[inline(always)]
+pub fn denies_by_default() -> bool {
+    global!(SETTINGS.default_deny) != 0
 }
 
 #[inline(always)]
@@ -189,6 +203,12 @@ impl Sock {
     #[inline(always)]
     pub fn protocol(&self) -> Result<u16, Unreadable> {
         read(self.0, global!(OFFSETS.sock_protocol))
+    }
+
+    /// What tells it from all others; 0: nobody has asked for it yet.
+    #[inline(always)]
+    pub fn cookie(&self) -> Result<u64, Unreadable> {
+        read(self.0, global!(OFFSETS.sock_cookie))
     }
 
     /// Local port, host byte order; 0 while unbound.

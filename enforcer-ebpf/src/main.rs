@@ -17,6 +17,7 @@ mod atomic;
 mod conditions;
 mod connect;
 mod copy;
+mod default;
 mod draft;
 mod facts;
 mod heard;
@@ -91,6 +92,9 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_skb(ingress)]
 pub fn dns_ingress(ctx: SkBuffContext) -> i32 {
+    if kernel::denies_by_default() {
+        default::note(ctx.skb.skb);
+    }
     if answer::ingress(&ctx) { PASS } else { DROP }
 }
 

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use enforcer_common::{
@@ -15,7 +15,7 @@ use enforcer_common::{
     name::{BLOCK, Bucket, Domain, Header},
 };
 
-use crate::{atomic, draft::Draft, packet::Work, scope::Scratch};
+use crate::{atomic, default::Peer, draft::Draft, packet::Work, scope::Scratch};
 
 /// Canonical address → claims. Written by the daemon, read by every connect hook.
 /// Full: the daemon's insert fails, is counted and alarmed; nothing is evicted.
@@ -121,6 +121,12 @@ pub static SEQUENCE: Array<u64, 1> = Array::new();
 #[btf_map]
 pub static DRAFTS: PerCpuArray<Draft, { DRAFTS_PER_CPU }> = PerCpuArray::new();
 pub const DRAFTS_PER_CPU: usize = 4;
+
+/// With `default = "deny"`: who sent datagrams to which socket, and may be answered. Written by `dns_ingress`, read by
+/// every program that decides. Full: who was not heard of for longest makes room, and is refused until it sends again,
+/// as everybody is after a restart of the daemon, which begins with an empty one.
+#[btf_map]
+pub static PEERS: LruHashMap<Peer, u64, { limits::PEERS as usize }> = LruHashMap::new();
 
 /// Where the path to a process's control group and executable is walked, for rules with a scope. Used by every program
 /// that decides. All of a CPU's in use: the process is in no such scope, and a fault is counted.

@@ -128,13 +128,18 @@ impl Packet<'_> {
 
     #[inline(always)]
     fn field<const N: usize>(&self, offset: u32) -> Result<[u8; N], NotDns> {
-        let mut field = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: the helper checks the packet's bounds; N bytes are there.
-        match unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, field.as_mut_ptr().cast(), N as u32) } {
-            // SAFETY: the helper filled it.
-            0 => Ok(unsafe { field.assume_init() }),
-            _ => Err(NotDns),
-        }
+        field(self.skb, offset)
+    }
+}
+
+#[inline(always)]
+pub fn field<const N: usize>(skb: *mut __sk_buff, offset: u32) -> Result<[u8; N], NotDns> {
+    let mut field = MaybeUninit::<[u8; N]>::uninit();
+    // SAFETY: the helper checks the packet's bounds; N bytes are there.
+    match unsafe { bpf_skb_load_bytes(skb.cast(), offset, field.as_mut_ptr().cast(), N as u32) } {
+        // SAFETY: the helper filled it.
+        0 => Ok(unsafe { field.assume_init() }),
+        _ => Err(NotDns),
     }
 }
 

@@ -34,6 +34,8 @@ const SLICE: [u8; 6] = *b".slice";
 pub struct Scratch {
     /// 1: somebody writes in it.
     busy: u64,
+    /// Rules that name the destination; in the end those that cover the connect.
+    pub named: Seats,
     /// Rules that speak of something that the process has.
     spoken: Seats,
     path: PathHash,
@@ -51,54 +53,23 @@ pub struct Scratch {
 
 /// Leaves of the rules those whose scope has the current process. What cannot be read is in no scope, and counted.
 #[inline(always)]
-pub fn keep(named: &mut Seats, rules: &Conditions) {
-    let speaks = |named: &Seats, any: u32| match rules.row(any) {
-        Some(row) => !named.within(row),
-        None => !named.is_none(),
-    };
-    if speaks(named, rows::ANY_USER) {
-        let user = Task::current().uid().map(|uid| spoken_of(rules, key(Kind::User, uid.into())));
-        keep_spoken(named, rules, rows::ANY_USER, found(user).unwrap_or(&Seats::NONE));
+pub fn keep(scratch: &mut Scratch, rules: &Conditions) {
+    if scratch.speaks(rules, rows::ANY_USER) {
+        noted(collect_user(scratch, rules));
+        scratch.keep(rules, rows::ANY_USER);
     }
-    let (groups, cgroups, executables) = (
-        speaks(named, rows::ANY_GROUP),
-        speaks(named, rows::ANY_CGROUP),
-        speaks(named, rows::ANY_EXECUTABLE),
-    );
-    if !(groups || cgroups || executables) {
-        return;
-    }
-    let Some(scratch) = Scratch::take() else {
-        count(Counter::FaultTask);
-        for any in [rows::ANY_GROUP, rows::ANY_CGROUP, rows::ANY_EXECUTABLE] {
-            keep_spoken(named, rules, any, &Seats::NONE);
-        }
-        return;
-    };
-    if groups {
-        scratch.spoken = Seats::NONE;
+    if scratch.speaks(rules, rows::ANY_GROUP) {
         noted(collect_groups(scratch, rules));
-        keep_spoken(named, rules, rows::ANY_GROUP, &scratch.spoken);
+        scratch.keep(rules, rows::ANY_GROUP);
     }
-    if cgroups {
-        scratch.spoken = Seats::NONE;
+    if scratch.speaks(rules, rows::ANY_CGROUP) {
         noted(collect_cgroups(scratch, rules));
-        keep_spoken(named, rules, rows::ANY_CGROUP, &scratch.spoken);
+        scratch.keep(rules, rows::ANY_CGROUP);
     }
-    if executables {
-        scratch.spoken = Seats::NONE;
+    if scratch.speaks(rules, rows::ANY_EXECUTABLE) {
         noted(collect_executable(scratch, rules));
-        keep_spoken(named, rules, rows::ANY_EXECUTABLE, &scratch.spoken);
+        scratch.keep(rules, rows::ANY_EXECUTABLE);
     }
-    scratch.release();
-}
-
-#[inline(always)]
-fn found(seats: Result<Option<&Seats>, Unreadable>) -> Option<&Seats> {
-    seats.unwrap_or_else(|Unreadable| {
-        count(Counter::FaultTask);
-        None
-    })
 }
 
 #[inline(always)]
@@ -109,9 +80,25 @@ fn noted(result: Result<(), Unreadable>) {
 }
 
 impl Scratch {
+    /// Whether a rule that is left speaks of this kind of things. If so, nothing was found yet.
+    #[inline(always)]
+    fn speaks(&mut self, rules: &Conditions, any: u32) -> bool {
+        self.spoken = Seats::NONE;
+        match rules.row(any) {
+            Some(row) => !self.named.within(row),
+            None => true,
+        }
+    }
+
+    /// Leaves those that do not, and those that speak of what was found.
+    #[inline(always)]
+    fn keep(&mut self, rules: &Conditions, any: u32) {
+        keep_spoken(&mut self.named, rules, any, Some(&self.spoken));
+    }
+
     /// One that nobody else writes in: neither a program on another CPU, nor one that this one interrupted.
     #[inline(always)]
-    fn take() -> Option<&'static mut Self> {
+    pub fn take() -> Option<&'static mut Self> {
         for index in 0..SCOPES_PER_CPU as u32 {
             let scratch = SCOPES.get_ptr_mut(index)?;
             // SAFETY: an element of the map, which lives as long as the program.
@@ -124,7 +111,7 @@ impl Scratch {
     }
 
     #[inline(always)]
-    fn release(&mut self) {
+    pub fn release(&mut self) {
         // SAFETY: a field of ours. Volatile: the compiler must not drop it for being the last.
         unsafe { ptr::write_volatile(&raw mut self.busy, 0) };
     }
@@ -198,6 +185,12 @@ struct Walk<'a, T> {
     scratch: &'a mut Scratch,
     rules: &'a Conditions,
     at: T,
+}
+
+#[inline(always)]
+fn collect_user(scratch: &mut Scratch, rules: &Conditions) -> Result<(), Unreadable> {
+    scratch.hear(rules, Kind::User, Task::current().uid()?.into());
+    Ok(())
 }
 
 #[inline(always)]

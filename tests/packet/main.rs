@@ -13,9 +13,10 @@ use std::time::Duration;
 use enforcer::engine::compile::Network;
 use enforcer::engine::dns::wire;
 use enforcer::engine::plan::Matcher;
+use enforcer::engine::policy::Action;
 use enforcer_common::answer::Outcome;
 use enforcer_common::counter::Counter;
-use enforcer_common::{Addr, Entry};
+use enforcer_common::{Addr, Entry, Seats};
 use enforcer_tests::fixtures::Recorded;
 use message::{A, AAAA, CNAME, Carrier, HTTPS, Message, Random};
 use subject::{CAP, FLOOR, Rules, Run, Subject, protect};
@@ -41,6 +42,16 @@ hosts = ["*.audit.example", "denied.example", "*-test.example"]
 name = "excepted"
 action = "allow"
 hosts = ["good.tracker.example", "ok*.example"]
+[[rule]]
+name = "web-only"
+action = "deny"
+hosts = [".ads.example", "cdn[0-9].example", "denied.example", "innocent.example"]
+ports = [443]
+[[rule]]
+name = "not-by-udp"
+action = "allow"
+hosts = ["*track*", "innocent.example", "unit-*.example"]
+protocols = ["udp"]
 "#;
 
 /// Names that rules name, names beside them, and names that are odd.
@@ -87,6 +98,7 @@ fn main() {
     assert!(rules.tables().late.is_empty());
     println!("packet: {} states, {} words", rules.tables().states, rules.tables().automata.len() * 16);
     no_tables(&mut subject);
+    subject.conditions.enforce(&rules.compiled.conditions().table).unwrap();
     subject.answers.install(rules.tables()).unwrap();
     rows(&mut subject, &rules);
     recorded(&mut subject, &rules);
@@ -116,8 +128,18 @@ fn wanted(rules: &Rules, payload: &[u8], now: u64) -> Option<BTreeMap<Addr, Entr
 
 type Rule = u32;
 /// Rules by address, without the expiry.
-fn who(entries: &BTreeMap<Addr, Entry>) -> BTreeMap<Addr, [Rule; 3]> {
-    entries.iter().map(|(addr, e)| (*addr, [e.allow.rule, e.deny.rule, e.audit.rule])).collect()
+fn who(entries: &BTreeMap<Addr, Entry>) -> BTreeMap<Addr, ([Rule; 3], Seats)> {
+    let rules = |e: &Entry| ([e.allow.rule, e.deny.rule, e.audit.rule], e.conditional.rules);
+    entries.iter().map(|(addr, entry)| (*addr, rules(entry))).collect()
+}
+
+/// Conditional rules by address, one an element: those that allow, or the others.
+fn seated(entries: &BTreeMap<Addr, Entry>, rules: &Rules, allow: bool) -> BTreeSet<(Addr, u32)> {
+    let exceptions = rules.compiled.conditions().table.by_action(Action::Allow);
+    let all = entries
+        .iter()
+        .flat_map(|(addr, e)| e.conditional.rules.iter().map(|seat| (*addr, seat)).collect::<Vec<_>>());
+    all.filter(|(_, seat)| exceptions.has(*seat) == allow).collect()
 }
 
 /// Holds the kernel's claims against the daemon's. `Err`: how they differ.
@@ -131,6 +153,7 @@ fn compare(run: &Run, rules: &Rules, message: &[u8]) -> Result<(), String> {
     let claimed = |pick: fn(&Entry) -> u64, of: &BTreeMap<Addr, Entry>| -> BTreeSet<Addr> {
         of.iter().filter(|(_, entry)| pick(entry) != 0).map(|(addr, _)| *addr).collect()
     };
+    let seated = |of: &BTreeMap<Addr, Entry>, allow| seated(of, rules, allow);
     let deny = |entry: &Entry| entry.deny.until;
     let allow = |entry: &Entry| entry.allow.until;
     match run.outcome {
@@ -155,12 +178,17 @@ fn compare(run: &Run, rules: &Rules, message: &[u8]) -> Result<(), String> {
         }
         Outcome::Crowded | Outcome::OddName | Outcome::LongChain => {
             let fits = claimed(deny, &run.entered).is_subset(&claimed(deny, &want))
-                && claimed(allow, &run.entered).is_subset(&claimed(allow, &want));
+                && claimed(allow, &run.entered).is_subset(&claimed(allow, &want))
+                && seated(&run.entered, true).is_empty()
+                && seated(&run.entered, false).is_subset(&seated(&want, false));
             if fits { Ok(()) } else { Err(format!("late with {:?} beside {want:?}", run.entered)) }
         }
-        Outcome::Disordered if claimed(allow, &run.entered).is_empty() => {
+        Outcome::Disordered
+            if claimed(allow, &run.entered).is_empty() && seated(&run.entered, true).is_empty() =>
+        {
             // All aliases are believed: at least what is denied is.
-            let missed = claimed(deny, &want).difference(&claimed(deny, &run.entered)).count();
+            let missed = claimed(deny, &want).difference(&claimed(deny, &run.entered)).count()
+                + seated(&want, false).difference(&seated(&run.entered, false)).count();
             let odd = wire::parse(message)
                 .is_ok_and(|answer| answer.chain.iter().any(|name| name.as_str().contains('\\')));
             if missed == 0 || odd { Ok(()) } else { Err(format!("missed {want:?}, has {:?}", run.entered)) }

@@ -10,7 +10,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use enforcer::engine::compile::{Compiled, Network};
 use enforcer::engine::policy::{self, Source};
 use enforcer::engine::tables::Tables;
-use enforcer::sys::bpf::{Answers, OBJECT, double};
+use enforcer::sys::bpf::{Answers, Conditions, OBJECT, double};
 use enforcer::sys::ring::Record;
 use enforcer_common::answer::Outcome;
 use enforcer_common::counter::Counter;
@@ -35,6 +35,7 @@ type Half = HashMap<MapData, [u8; 16], Raw<Entry>>;
 pub(crate) struct Subject {
     ebpf: Ebpf,
     pub(crate) answers: Answers,
+    pub(crate) conditions: Conditions,
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, u64>,
     clients: u32,
@@ -67,6 +68,7 @@ impl Subject {
         }
         let mut ebpf = loader.load(OBJECT).unwrap();
         let answers = Answers::take(&mut ebpf, &mount, ROOM).unwrap();
+        let conditions = Conditions::take(&mut ebpf, &mount).unwrap();
         let half = |slot| {
             let data = MapData::from_pin(mount.join(format!("ANSWERED_{slot}"))).unwrap();
             HashMap::try_from(Map::HashMap(data)).unwrap()
@@ -78,7 +80,7 @@ impl Subject {
         if let Err(error) = program.load() {
             panic!("{}", format!("{error:?}").replace("\\n", "\n"));
         }
-        Self { ebpf, answers, ring, counts, clients: 0, halves, mount }
+        Self { ebpf, answers, conditions, ring, counts, clients: 0, halves, mount }
     }
 
     fn program(&self) -> &CgroupSkb {

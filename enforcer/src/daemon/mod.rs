@@ -21,7 +21,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, OnStop};
-use crate::engine::compile::Beside;
+use crate::engine::compile::{Beside, Compiled};
 use crate::engine::process::Tail;
 use crate::engine::record::Event;
 use crate::engine::state::State;
@@ -473,7 +473,10 @@ impl Daemon {
         self.ticks += 1;
         let now = clock::boot_ns();
         if self.ticks.is_multiple_of(HOST_TICKS) {
-            self.processes.accounts.refresh();
+            let renumbered = self.processes.accounts.refresh();
+            if renumbered && self.state.compiled().is_some_and(Compiled::names_accounts) {
+                self.reload("accounts");
+            }
             if let Err(error) = self.installer.kernel().ignored_cgroups.refresh() {
                 warn!(%error, "cgroups of [[ignore]] may be reported nevertheless");
             }
@@ -518,7 +521,8 @@ impl Daemon {
     }
 
     fn tell_systemd(&self) {
-        let line = report::headline(&self.enforcement, self.policies.status().error.is_some());
+        let line =
+            report::headline(&self.enforcement, self.config.mode, self.policies.status().error.is_some());
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&line)]);
     }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use enforcer_common::event::{AF_INET, AF_INET6, AnswerRecord, ConnectRecord, Layer, RETURNED};
-use enforcer_common::verdict::{BootNanos, Conditional};
+use enforcer_common::verdict::{BootNanos, Conditional, NO_RULE};
 use enforcer_common::{Addr, Entry, RuleId, Seats, Verdict};
 
 use super::compile::{Compiled, Network};
@@ -250,7 +250,7 @@ impl State {
             process: process(record, facts),
             layer: layer_name(record.layer),
             verdict: verdict_name(record.verdict),
-            rule: self.rule_name(record.rule).map(str::to_owned),
+            rule: self.rule_name(record.rule).or(by_default(record)).map(str::to_owned),
             errno: errno(record),
             latency_ns: latency(record),
             count: 1,
@@ -363,6 +363,11 @@ pub fn speaking(entry: &Entry, conditions: &Table, now: BootNanos) -> Vec<(Verdi
         }
     }
     all
+}
+
+/// What stands for a rule where the default refused.
+fn by_default(record: &ConnectRecord) -> Option<&'static str> {
+    (record.rule == NO_RULE && record.verdict != Verdict::Allow as u8).then_some("default")
 }
 
 fn name_origin(origin: &Origin<'_>, now: BootNanos) -> NameOrigin {

@@ -54,10 +54,11 @@ impl Accounts {
         Numbers { users: self.users.numbers.clone(), groups: self.groups.numbers.clone() }
     }
 
-    /// Reads the files again if they changed. A file that cannot be read keeps what was known.
-    pub fn refresh(&mut self) {
-        self.users.refresh();
-        self.groups.refresh();
+    /// Reads the files again if they changed. A file that cannot be read keeps what was known. True: numbers of names
+    /// changed.
+    pub fn refresh(&mut self) -> bool {
+        let users = self.users.refresh();
+        self.groups.refresh() || users
     }
 }
 
@@ -66,18 +67,21 @@ impl Table {
         Self { path: path.to_owned(), version: None, names: HashMap::new(), numbers: HashMap::new() }
     }
 
-    fn refresh(&mut self) {
-        let Ok(found) = fs::metadata(&self.path) else { return };
+    fn refresh(&mut self) -> bool {
+        let Ok(found) = fs::metadata(&self.path) else { return false };
         let version = Some((found.ino(), found.size(), found.mtime(), found.mtime_nsec()));
         if !found.is_file() || version == self.version {
-            return;
+            return false;
         }
         let mut bytes = Vec::new();
-        let Ok(file) = fs::File::open(&self.path) else { return };
+        let Ok(file) = fs::File::open(&self.path) else { return false };
         if file.take(BYTES).read_to_end(&mut bytes).is_ok() {
+            let before = std::mem::take(&mut self.numbers);
             (self.names, self.numbers) = parse(&bytes);
             self.version = version;
+            return self.numbers != before;
         }
+        false
     }
 }
 

@@ -84,6 +84,7 @@ fn offsets_of(bytes: &[u8]) -> Result<Offsets, BtfError> {
         user_namespace_level: at("user_namespace", &["level"])?,
         nsproxy_net: at("nsproxy", &["net_ns"])?,
         net_inum: at("net", &["ns", "inum"])?,
+        sock_cookie: at("sock", &["__sk_common", "skc_cookie"])?,
     })
 }
 

@@ -13,7 +13,9 @@ use globset::GlobSet;
 use super::conditions::{self, Accounts, CONDITIONAL, Resolved, Seated, Table, TooMany, fingerprint};
 use super::name::Name;
 use super::plan::Matcher;
-use super::policy::{Diagnostic, Lists, Pattern, PolicySet, Position, Rule, Severity, Skipped};
+use super::policy::{
+    Account, Diagnostic, Lists, Pattern, PolicySet, Position, Rule, Scope, Severity, Skipped,
+};
 use super::tables::{Budget, Patterns, Tables, said};
 
 pub use networks::{Network, side_by_side};
@@ -137,6 +139,7 @@ pub struct Compiled {
     networks: BTreeMap<Network, Entry>,
     counts: Counts,
     warnings: Vec<Diagnostic>,
+    any_named: bool,
 }
 
 impl Compiled {
@@ -179,11 +182,13 @@ impl Compiled {
             skipped: skipped.iter().map(|skipped| skipped.lines).sum(),
             networks: set.rules.iter().map(|rule| rule.networks.len()).sum(),
         };
-        let warnings = warnings(&skipped, &tables, &set.rules);
+        let mut warnings = warnings(&skipped, &tables, &set.rules);
+        warnings.extend(set.rules.iter().flat_map(|rule| unknown_accounts(rule, &beside.accounts)));
+        let any_named = set.rules.iter().any(|rule| rule.conditions.scope.names_accounts());
         let known =
             |(rule, said): (&Rule, &Match)| (rule.id, Known { name: rule.name.as_str().into(), said: *said });
         let rules = set.rules.iter().zip(&said).map(known).collect();
-        Ok(Self { rules, conditions, tables, globs, said: globs_said, networks, counts, warnings })
+        Ok(Self { rules, conditions, tables, globs, said: globs_said, networks, counts, warnings, any_named })
     }
 
     /// The rules that name this host. Within one action the first rule of the set.
@@ -223,6 +228,11 @@ impl Compiled {
         self.rules.get(&id).map(|rule| rule.name.as_ref())
     }
 
+    /// Whether a rule speaks of users or groups by name, whose numbers can change.
+    pub fn names_accounts(&self) -> bool {
+        self.any_named
+    }
+
     pub fn conditions(&self) -> &Conditional {
         &self.conditions
     }
@@ -235,6 +245,30 @@ impl Compiled {
     pub fn warnings(&self) -> &[Diagnostic] {
         &self.warnings
     }
+}
+
+/// Names in a scope that nobody has.
+fn unknown_accounts(rule: &Rule, known: &Accounts) -> Vec<Diagnostic> {
+    let Scope { users, groups, .. } = &rule.conditions.scope;
+    let kinds = [("user", users, &known.users), ("group", groups, &known.groups)];
+    let unknown = kinds.into_iter().flat_map(|(kind, written, known)| {
+        let name = |account: &Account| match account {
+            Account::Name(name) if !known.contains_key(name) => Some(name.clone()),
+            _ => None,
+        };
+        written.iter().filter_map(name).map(move |name| (kind, name)).collect::<Vec<_>>()
+    });
+    unknown
+        .map(|(kind, name)| {
+            let message =
+                format!("the {kind} {name:?} in the scope of the rule `{}` does not exist", rule.name);
+            let hint = format!(
+                "it is in scope as soon as there is one; /etc/passwd and /etc/group are read, no directory \
+                                service: write its number if it has one there"
+            );
+            Diagnostic { severity: Severity::Warning, ..Diagnostic::about_rule(&rule.origin, message, hint) }
+        })
+        .collect()
 }
 
 /// A seat for each conditional rule, and the table of them.
@@ -316,7 +350,7 @@ fn too_many_globs(rules: &[Rule], error: &globset::Error) -> Vec<Diagnostic> {
 mod tests {
     use std::net::IpAddr;
 
-    use enforcer_common::{Decision, Said, Verdict, decide};
+    use enforcer_common::{Decision, Said, Verdict};
     use globset::{GlobBuilder, GlobSetBuilder};
     use proptest::prelude::*;
 
@@ -694,7 +728,7 @@ mod tests {
                 let entry = compiled.network_claim(addr(&destination.to_string()));
                 let mut said = Said::NOTHING;
                 said.hear(&entry.unwrap_or_default(), u64::MAX - 1);
-                let got = decide(&said, &Table::empty());
+                let got = said.decide();
                 prop_assert_eq!(got, decide_naively(&rules, destination), "{}", destination);
             }
         }

@@ -69,6 +69,13 @@ pub struct Scope {
     pub executables: Vec<String>,
 }
 
+impl Scope {
+    /// Whose numbers are to be found.
+    pub fn names_accounts(&self) -> bool {
+        self.users.iter().chain(&self.groups).any(|account| matches!(account, Account::Name(_)))
+    }
+}
+
 /// A user or a group as it is written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Account {

@@ -268,9 +268,8 @@ fn unknown_in_file(key: &str, span: Range<usize>, report: &mut Report<'_>) {
         return report.error(span, message, "write `[[rule]]` on a line above it");
     }
     let instead = match key {
-        "default" | "never_deny" | "ttl_floor" | "ttl_cap" | "require_lsm" | "on_stop" | "on_fault" => {
-            "settings of the daemon stand in `enforcer.toml`"
-        }
+        "default" | "mode" | "never_deny" | "ttl_floor" | "ttl_cap" | "require_lsm" | "on_stop"
+        | "on_fault" => "settings of the daemon stand in `enforcer.toml`",
         _ if closest(key, ["rule"]).is_some() => "did you mean `[[rule]]`?",
         _ => "a policy file has nothing but rules: `[[rule]]`, then its keys",
     };

@@ -49,6 +49,7 @@ const RING: &str = "RING";
 const COUNTS: &str = "COUNTS";
 const SEQUENCE: &str = "SEQUENCE";
 const PENDING: &str = "PENDING";
+const PEERS: &str = "PEERS";
 const MAPS: [&str; 16] = [
     ADDRESSES, NETWORKS, RING, COUNTS, SEQUENCE, PENDING, REPEATS, ANSWERED, HOST, NEVER_DENY, CONTROL,
     HEADERS, NAMES, DOMAINS, AUTOMATA, CONDITIONS,
@@ -120,6 +121,10 @@ pub struct Options<'a> {
     pub aggregate: bool,
     /// Connects that are not refused are reported when the call returns. Only with LSM hooks.
     pub outcome: bool,
+    /// Nothing is refused.
+    pub audit: bool,
+    /// What no rule speaks of is refused.
+    pub default_deny: bool,
     /// What is not reported.
     pub ignore: &'a [Ignore],
     /// Where cgroup2 is mounted.
@@ -307,6 +312,8 @@ pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
         aggregate: options.aggregate.into(),
         outcome: (options.outcome && options.hooks == Hooks::Lsm).into(),
         events: options.events,
+        audit: options.audit.into(),
+        default_deny: options.default_deny.into(),
         ignored_verdicts: masks.verdicts,
         any_user: masks.any_user,
         any_cgroup: masks.any_cgroup,
@@ -318,6 +325,9 @@ pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
     loader.override_global("OFFSETS", &offsets, true).override_global("SETTINGS", &settings, true);
     for (map, path) in &paths {
         loader.map_pin_path(map, path.as_path());
+    }
+    if !options.default_deny {
+        loader.map_max_entries(PEERS, 1);
     }
     double::prepare(pin)?;
     let ebpf = loader.load(OBJECT)?;

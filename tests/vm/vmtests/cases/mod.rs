@@ -1,6 +1,7 @@
 //! The tests by name. A name says what is promised.
 
 mod clients;
+mod defaults;
 mod events;
 pub(crate) mod facts;
 mod life;
@@ -41,6 +42,7 @@ pub(crate) fn all() -> Vec<Test> {
             volume::tests(),
             rules::tests(),
             scopes::tests(),
+            defaults::tests(),
         ]
         .concat();
     }
@@ -57,6 +59,7 @@ pub(crate) fn all() -> Vec<Test> {
         reload::tests(),
         rules::tests(),
         scopes::tests(),
+        defaults::tests(),
         race::tests(),
         events::tests(),
         facts::tests(),
