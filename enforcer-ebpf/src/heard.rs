@@ -2,11 +2,7 @@
 //! over and over, and to tell the daemon of each costs more than everything else that is done about it.
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
-use enforcer_common::{
-    answer::{Outcome, mix},
-    counter::Counter,
-    verdict::BootNanos,
-};
+use enforcer_common::{answer::{Outcome, mix}, counter::Counter, verdict::BootNanos};
 
 use crate::{
     maps::count,
@@ -39,8 +35,7 @@ fn digest(packet: &Packet<'_>) -> Option<u64> {
     }
     let words = |octets: [u8; 16]| {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
-        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
-            ^ u64::from_ne_bytes([i, j, k, l, m, n, o, p]).rotate_left(32)
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h]) ^ u64::from_ne_bytes([i, j, k, l, m, n, o, p]).rotate_left(32)
     };
     Some(mix(mix(work.scratch.digest(), words(work.record.server)), words(work.record.client)))
 }
@@ -51,8 +46,7 @@ pub fn is_no_news(packet: &Packet<'_>) -> bool {
     let Some(digest) = digest(packet) else { return false };
     let Some(slot) = slot(digest) else { return false };
     // SAFETY: this CPU's own element; a program that interrupts this one may change it, which costs a copy at most.
-    let known =
-        unsafe { (*slot).digest == digest && packet.work.record.time.wrapping_sub((*slot).time) < NO_NEWS };
+    let known = unsafe { (*slot).digest == digest && packet.work.record.time.wrapping_sub((*slot).time) < NO_NEWS };
     if known {
         count(Counter::AnswersRepeated);
     }
