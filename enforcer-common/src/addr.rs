@@ -30,13 +30,6 @@ impl Addr {
         self.0
     }
 
-    /// As two words, of whatever byte order.
-    #[inline(always)]
-    pub const fn halves(&self) -> (u64, u64) {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
-        (u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p]))
-    }
-
     /// The IPv4 form, if this address is one.
     #[inline(always)]
     pub fn as_v4(&self) -> Option<[u8; 4]> {

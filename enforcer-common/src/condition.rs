@@ -7,7 +7,6 @@
 //! All that is known about the seats is one table of rows, each a line of the cache, the same in the kernel and in
 //! user space. A policy is changed by exchanging the whole table, so that a connect sees one of the two.
 
-use crate::answer::mix;
 use crate::name::SuffixHash;
 use crate::verdict::{Decision, NO_RULE, RuleId};
 
@@ -181,7 +180,9 @@ pub const BUCKET_ROWS: u32 = 1 + BUCKET as u32;
 /// The only bucket in which this key may be, of so many.
 #[inline(always)]
 pub const fn bucket(key: Key, buckets: u64) -> u64 {
-    ((mix(0, key) >> 32) * (buckets & 0xffff_ffff)) >> 32
+    let once = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let twice = (once ^ once >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    ((twice >> 32) * (buckets & 0xffff_ffff)) >> 32
 }
 
 /// The seats whose rules speak of a thing.

@@ -19,7 +19,8 @@ use enforcer_common::{
 
 use crate::{
     conditions::Conditions,
-    copy, heard,
+    copy,
+    heard::{self, News},
     kernel::{lifetime, only_audits},
     maps::{ANSWERED, Answered, HOST, NEVER_DENY, WORK, count, count_outcome},
     packet::{self, NotDns, Packet, TCP, Work},
@@ -53,16 +54,46 @@ fn handle(packet: &mut Packet<'_>) -> bool {
     packet.work.record.time = unsafe { bpf_ktime_get_boot_ns() };
     packet.work.record.outcome = Outcome::Decided as u8;
     packet.work.record.dropped = 0;
-    if packet.work.len != 0 {
-        let outcome = load(packet).map_or_else(|why| why, |()| read(packet.work));
-        packet.work.record.outcome = outcome as u8;
-        count_outcome(outcome);
+    if packet.work.len == 0 {
+        // A stream begins or ends.
+        copy::copy(packet);
+        return true;
+    }
+    payload(packet);
+    packet.work.record.dropped == 0
+}
+
+#[inline(always)]
+fn payload(packet: &mut Packet<'_>) {
+    packet.work.digest = 0;
+    let outcome = match load(packet) {
+        Err(why) => why,
+        Ok(()) => {
+            let control = control();
+            match Generation::new(control) {
+                None => Outcome::NoTables,
+                Some(tables) => {
+                    heard::digest(packet, control, &tables);
+                    if heard::news(packet.work) == News::Nothing {
+                        count_outcome(Outcome::Decided);
+                        count(Counter::AnswersRepeated);
+                        return;
+                    }
+                    read(packet.work, control, &tables)
+                }
+            }
+        }
+    };
+    packet.work.record.outcome = outcome as u8;
+    count_outcome(outcome);
+    if packet.work.record.dropped == 0 && heard::news(packet.work) != News::All {
+        count(Counter::AnswersRepeated);
+        return;
     }
     // The daemon's copy comes after the decision, so that no loss can come between.
-    if !heard::is_no_news(packet) && copy::copy(packet) {
-        heard::remember(packet);
+    if copy::copy(packet) {
+        heard::remember(packet.work);
     }
-    packet.work.record.dropped == 0
 }
 
 /// Brings the message into the scratch.
@@ -90,10 +121,8 @@ fn load(packet: &mut Packet<'_>) -> Result<(), Outcome> {
 
 /// Reads the message and enters what it says.
 #[inline(always)]
-fn read(work: &mut Work) -> Outcome {
-    let control = control();
-    let Some(tables) = Generation::new(control) else { return Outcome::NoTables };
-    let outcome = answer::read(&mut work.scratch, &tables);
+fn read(work: &mut Work, control: Control, tables: &Generation) -> Outcome {
+    let outcome = answer::read(&mut work.scratch, tables);
     let rules = Conditions::new();
     work.scratch.doubt_exceptions(rules.as_ref().and_then(|rules| rules.row(ALLOW)));
     if work.scratch.claimed().is_none() || work.scratch.found_len == 0 {

@@ -2,11 +2,12 @@
 
 use core::mem::MaybeUninit;
 
-use enforcer_common::{counter::Counter, event::AnswerRecord, limits::ANSWER_BYTES};
+use enforcer_common::{answer::Outcome, counter::Counter, event::AnswerRecord, limits::ANSWER_BYTES};
 
 use crate::{
     maps::{RING, count},
     packet::{Packet, load},
+    wake,
 };
 
 const SMALL: u32 = 1024;
@@ -47,7 +48,9 @@ fn copy_sized<const N: usize>(packet: &mut Packet<'_>) -> bool {
     };
     if copied {
         count(Counter::Answers);
-        record.submit(0);
+        // What the kernel could not decide, the daemon must.
+        let urgent = Outcome::is_late_on_wire(packet.work.record.outcome);
+        record.submit(wake::flags(packet.work.record.time, urgent));
     } else {
         count(Counter::FaultPacket);
         record.discard(0);

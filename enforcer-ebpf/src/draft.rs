@@ -9,8 +9,10 @@ use enforcer_common::event::{ConnectRecord, Repeats};
 
 use crate::{
     atomic,
+    facts::Walked,
     kernel::{Pointer, Unreadable},
     maps::{DRAFTS, DRAFTS_PER_CPU, RING},
+    wake,
 };
 
 /// Longest component of a path, with its NUL.
@@ -32,6 +34,7 @@ pub struct Draft {
     busy: u64,
     /// Bytes of the tail.
     len: u64,
+    pub walked: Walked,
     pub repeats: Repeats,
     tail: [u8; TAIL + ADDRESS],
 }
@@ -67,6 +70,12 @@ impl Draft {
     #[inline(always)]
     pub fn len(&self) -> u32 {
         self.len as u32
+    }
+
+    /// The first bytes of the tail are those of the record before.
+    #[inline(always)]
+    pub fn keep(&mut self, len: u32) {
+        self.len = len.into();
     }
 
     /// Appends one component of a path.
@@ -131,11 +140,11 @@ impl Draft {
                 (&raw const RING).cast_mut().cast(),
                 (&raw mut self.repeats.record).cast(),
                 len as u64,
-                0,
+                wake::flags(self.repeats.record.time, false),
             ) == 0
         }
     }
 }
 
 // The tail follows the record without a hole.
-const _: () = assert!(size_of::<Draft>() == 16 + size_of::<Repeats>() + TAIL + ADDRESS);
+const _: () = assert!(size_of::<Draft>() == 16 + size_of::<Walked>() + size_of::<Repeats>() + TAIL + ADDRESS);

@@ -3,12 +3,13 @@
 //!
 //! Paths are walked: `bpf_d_path` is not for these hooks. Nothing here waits, and what cannot be read stays unknown.
 
-use core::ops::ControlFlow;
+use core::{ops::ControlFlow, ptr};
 
 use enforcer_common::{
     counter::Counter,
     event::{ARGUMENTS_CUT, CGROUP_WHOLE, ConnectRecord, EXECUTABLE_UNLINKED, EXECUTABLE_WHOLE},
     repeat::Step,
+    verdict::BootNanos,
 };
 
 use crate::{
@@ -51,25 +52,90 @@ pub fn numbers(record: &mut ConnectRecord) {
     record.returned = 0;
 }
 
+/// So long paths are not walked again: that an executable or what it lies in was renamed is seen so much later.
+const FRESH: u64 = 1_000_000_000;
+
+/// Whose paths a draft's tail has, and how they lie there.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Walked {
+    dentry: Pointer,
+    mount: Pointer,
+    inode: u64,
+    cgroup: u64,
+    time: BootNanos,
+    device: u32,
+    executable_len: u16,
+    cgroup_len: u16,
+    flags: u64,
+}
+
 /// Writes the tail.
 #[inline(always)]
 pub fn tail(draft: &mut Draft) {
     let task = Task::current();
-    if let Ok(file) = task.executable() {
-        executable(draft, file);
+    let file = task.executable();
+    let dentry =
+        file.as_ref().map_or(ptr::null(), |file| file.dentry().map_or(ptr::null(), |dentry| dentry.0));
+    let mount = file.as_ref().map_or(ptr::null(), |file| file.mount().map_or(ptr::null(), |mount| mount.0));
+    if !known(draft, dentry, mount) {
+        walk(draft, &task, Dentry(dentry), Mount(mount));
     }
-    let executable_end = draft.len();
-    draft.record().executable_len = executable_end as u16;
-    if let Ok(node) = task.cgroup() {
-        cgroup(draft, node);
+    if Dentry(dentry).unhashed().unwrap_or(false) {
+        draft.record().flags |= EXECUTABLE_UNLINKED;
     }
-    let cgroup_end = draft.len();
-    draft.record().cgroup_len = (cgroup_end - executable_end) as u16;
+    let paths_end = draft.len();
     if arguments_wanted() {
         arguments(draft, &task);
     }
     let end = draft.len();
-    draft.record().arguments_len = (end - cgroup_end) as u16;
+    draft.record().arguments_len = (end - paths_end) as u16;
+}
+
+/// Whether the tail still has the paths, from the record before this one.
+#[inline(always)]
+fn known(draft: &mut Draft, dentry: Pointer, mount: Pointer) -> bool {
+    let (walked, record) = (draft.walked, &mut draft.repeats.record);
+    let same = walked.dentry == dentry
+        && walked.mount == mount
+        && walked.inode == record.inode
+        && walked.device == record.device
+        && walked.cgroup == record.cgroup
+        && record.time.wrapping_sub(walked.time) < FRESH;
+    if same {
+        record.executable_len = walked.executable_len;
+        record.cgroup_len = walked.cgroup_len;
+        record.flags |= walked.flags as u8;
+        draft.keep(u32::from(walked.executable_len) + u32::from(walked.cgroup_len));
+    }
+    same
+}
+
+#[inline(always)]
+fn walk(draft: &mut Draft, task: &Task, dentry: Dentry, mount: Mount) {
+    executable(draft, dentry, mount);
+    let executable_end = draft.len();
+    draft.record().executable_len = executable_end as u16;
+    // A process that was moved since the record was begun is no example.
+    let mut example = false;
+    if let Ok(node) = task.cgroup() {
+        example = node.id().is_ok_and(|id| id == draft.record().cgroup);
+        cgroup(draft, node);
+    }
+    let cgroup_end = draft.len();
+    let record = draft.record();
+    record.cgroup_len = (cgroup_end - executable_end) as u16;
+    draft.walked = Walked {
+        dentry: dentry.0,
+        mount: mount.0,
+        inode: draft.repeats.record.inode,
+        cgroup: draft.repeats.record.cgroup,
+        time: if example { draft.repeats.record.time } else { 0 },
+        device: draft.repeats.record.device,
+        executable_len: draft.repeats.record.executable_len,
+        cgroup_len: draft.repeats.record.cgroup_len,
+        flags: u64::from(draft.repeats.record.flags & (EXECUTABLE_WHOLE | CGROUP_WHOLE)),
+    };
 }
 
 struct Path<'a> {
@@ -80,13 +146,8 @@ struct Path<'a> {
 }
 
 #[inline(always)]
-fn executable(draft: &mut Draft, file: File) {
-    let Ok(dentry) = file.dentry() else { return };
-    let Ok(mount) = file.mount() else { return };
+fn executable(draft: &mut Draft, dentry: Dentry, mount: Mount) {
     let Ok(root) = mount.root() else { return };
-    if dentry.unhashed().unwrap_or(false) {
-        draft.record().flags |= EXECUTABLE_UNLINKED;
-    }
     repeat::<Component, _>(DEPTH, &mut Path { draft, dentry, mount, root });
 }
 

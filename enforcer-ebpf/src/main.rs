@@ -30,6 +30,7 @@ mod repeats;
 mod report;
 mod scope;
 mod tables;
+mod wake;
 
 use aya_ebpf::{
     macros::{cgroup_skb, cgroup_sock_addr, fexit, lsm},

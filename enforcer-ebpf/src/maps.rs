@@ -55,6 +55,9 @@ pub static HEADERS: Array<Header, 2> = Array::new();
 /// Buckets of suffix hashes and indices into `DOMAINS`.
 #[btf_map]
 pub static NAMES: ArrayOfMaps<Names, 2> = ArrayOfMaps::new();
+/// Tells of most names that they are not in `NAMES`.
+#[btf_map]
+pub static FILTER: ArrayOfMaps<Filter, 2> = ArrayOfMaps::new();
 /// What patterns say about domains; each different saying once.
 #[btf_map]
 pub static DOMAINS: ArrayOfMaps<Domains, 2> = ArrayOfMaps::new();
@@ -65,6 +68,7 @@ pub static AUTOMATA: ArrayOfMaps<Automata, 2> = ArrayOfMaps::new();
 /// The daemon writes them as memory, not element by element.
 const FILLED: usize = (BPF_F_INNER_MAP | BPF_F_MMAPABLE) as usize;
 pub type Names = Array<Bucket, 1, FILLED>;
+pub type Filter = Array<u64, 1, FILLED>;
 pub type Domains = Array<Domain, 1, FILLED>;
 pub type Automata = Array<[u32; BLOCK], 1, FILLED>;
 

@@ -41,6 +41,8 @@ pub struct Work {
     /// Of the payload.
     pub len: u32,
     pub protocol: u32,
+    /// Of the whole message; see `heard`.
+    pub digest: u64,
     /// What the copy for user space begins with.
     pub record: AnswerRecord,
     pub scratch: Scratch,
@@ -58,27 +60,31 @@ impl Packet<'_> {
     /// Fills `work` but for the scratch.
     #[inline(always)]
     pub fn read_headers(&mut self) -> Result<(), NotDns> {
-        self.work.record.kind = KIND_ANSWER;
-        self.work.record.reserved = [0; 5];
         match self.byte(0)? >> 4 {
             4 => self.ipv4()?,
             6 => self.ipv6()?,
             _ => return Err(NotDns),
         }
         let at = self.work.offset;
-        if self.u16(at)? != DNS {
+        let ports: [u8; 4] = self.field(at)?;
+        let [from, to] = [[ports[0], ports[1]], [ports[2], ports[3]]].map(u16::from_be_bytes);
+        if from != DNS {
             return Err(NotDns);
         }
-        self.work.record.client_port = self.u16(at + 2)?;
-        self.work.record.protocol = self.work.protocol as u16;
-        self.work.record.sequence = 0;
-        self.work.record.tcp_flags = 0;
+        let record = &mut self.work.record;
+        record.kind = KIND_ANSWER;
+        record.reserved = [0; 5];
+        record.client_port = to;
+        record.protocol = self.work.protocol as u16;
+        record.sequence = 0;
+        record.tcp_flags = 0;
         let header = if self.work.protocol == UDP.into() {
             8
         } else if self.work.protocol == TCP.into() {
             self.work.record.sequence = u32::from_be_bytes(self.field(at + 4)?);
-            self.work.record.tcp_flags = self.byte(at + 13)?;
-            u32::from(self.byte(at + 12)? >> 4) * 4
+            let [offset, flags] = self.field(at + 12)?;
+            self.work.record.tcp_flags = flags;
+            u32::from(offset >> 4) * 4
         } else {
             return Err(NotDns);
         };
@@ -98,11 +104,13 @@ impl Packet<'_> {
 
     #[inline(always)]
     fn ipv4(&mut self) -> Result<(), NotDns> {
+        let header: [u8; 20] = self.field(0)?;
         // The header length counts the options.
-        self.work.offset = u32::from(self.byte(0)? & 0x0f) * 4;
-        self.work.protocol = self.byte(9)?.into();
-        self.work.record.server = mapped(self.field(12)?);
-        self.work.record.client = mapped(self.field(16)?);
+        self.work.offset = u32::from(header[0] & 0x0f) * 4;
+        self.work.protocol = header[9].into();
+        let [.., a, b, c, d, e, f, g, h] = header;
+        self.work.record.server = mapped([a, b, c, d]);
+        self.work.record.client = mapped([e, f, g, h]);
         Ok(())
     }
 
@@ -112,7 +120,9 @@ impl Packet<'_> {
         self.work.protocol = self.byte(6)?.into();
         self.work.record.server = self.field(8)?;
         self.work.record.client = self.field(24)?;
-        repeat::<ExtensionHeader, _>(EXTENSION_HEADERS, self);
+        if self.work.protocol != UDP.into() && self.work.protocol != TCP.into() {
+            repeat::<ExtensionHeader, _>(EXTENSION_HEADERS, self);
+        }
         Ok(())
     }
 

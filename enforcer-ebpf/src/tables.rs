@@ -9,7 +9,7 @@ use enforcer_common::{
     repeat::{Repeat, Step},
 };
 
-use crate::maps::{AUTOMATA, Automata, CONTROL, DOMAINS, Domains, HEADERS, NAMES, Names};
+use crate::maps::{AUTOMATA, Automata, CONTROL, DOMAINS, Domains, FILTER, Filter, HEADERS, NAMES, Names};
 
 /// Which slots are in use now.
 #[inline(always)]
@@ -28,6 +28,7 @@ pub fn control() -> Control {
 pub struct Generation {
     header: &'static Header,
     names: &'static Names,
+    filter: &'static Filter,
     domains: &'static Domains,
     automata: &'static Automata,
 }
@@ -40,6 +41,7 @@ impl Generation {
         Some(Self {
             header: HEADERS.get(slot)?,
             names: NAMES.get(slot)?,
+            filter: FILTER.get(slot)?,
             domains: DOMAINS.get(slot)?,
             automata: AUTOMATA.get(slot)?,
         })
@@ -55,6 +57,11 @@ impl name::Tables for Generation {
     #[inline(always)]
     fn bucket(&self, index: u32) -> Option<&Bucket> {
         self.names.get(index)
+    }
+
+    #[inline(always)]
+    fn filter(&self, index: u32) -> u64 {
+        self.filter.get(index).copied().unwrap_or(0)
     }
 
     #[inline(always)]

@@ -3,12 +3,13 @@
 //! The same code runs in the packet path and in the tests of user space. It agrees with the daemon's parser, or
 //! says that it does not decide (`Outcome::is_late`); the daemon reads every message anyway.
 
+mod digest;
 mod reader;
 mod records;
 
 use crate::addr::Addr;
 use crate::condition::Seats;
-use crate::name::{Match, Matching, NOBODY, Name, Tables, match_name, rule};
+use crate::name::{Match, Matching, NOBODY, Name, SuffixHash, Tables, match_name, rule};
 use crate::verdict::{BootNanos, Claim, Entry};
 use records::Record;
 
@@ -68,7 +69,12 @@ impl Outcome {
 
     /// Whether the daemon may come to claims that the kernel did not make.
     pub const fn is_late(self) -> bool {
-        !matches!(self, Self::Decided | Self::NotAnAnswer | Self::Malformed)
+        Self::is_late_on_wire(self as u8)
+    }
+
+    #[inline(always)]
+    pub const fn is_late_on_wire(byte: u8) -> bool {
+        byte > Self::Malformed as u8
     }
 
     pub const fn from_wire(byte: u8) -> Option<Self> {
@@ -89,34 +95,36 @@ pub struct Found {
 #[repr(C)]
 #[derive(Debug)]
 pub struct Scratch {
+    /// Eight bytes more, so that words can be read across the end. The first, so that it is aligned as the whole is.
+    pub message: [u8; MESSAGE_BYTES + 8],
     /// Bytes of `message` that belong to it.
     pub len: u32,
     pub name: Name,
+    /// Of the words of the message so far, and how many those are. For `digest`.
+    hash: SuffixHash,
+    hashed: u32,
     /// Of the names so far: the first rule of each action, whichever name it names.
     claimed: Match,
     outcome: u32,
-    /// Of everything that is said: names, addresses, and roughly their times to live.
-    digest: u64,
     reader: reader::State,
     records: records::State,
     pub found_len: u32,
     pub found: [Found; ADDRESSES],
-    /// Eight bytes more, so that words can be read across the end.
-    pub message: [u8; MESSAGE_BYTES + 8],
 }
 
 impl Scratch {
     pub const EMPTY: Self = Self {
+        message: [0; MESSAGE_BYTES + 8],
         len: 0,
         name: Name::EMPTY,
+        hash: SuffixHash::new([0; 2]),
+        hashed: 0,
         claimed: Match::NONE,
         outcome: 0,
-        digest: 0,
         reader: reader::State::EMPTY,
         records: records::State::EMPTY,
         found_len: 0,
         found: [Found { addr: Addr::from_v4([0; 4]), ttl: 0 }; ADDRESSES],
-        message: [0; MESSAGE_BYTES + 8],
     };
 
     /// After reading: an exception opens, so it takes an answer that is decided. `exceptions`: the conditional rules
@@ -152,18 +160,6 @@ impl Scratch {
         entry.conditional.rules = self.claimed.conditional;
     }
 
-    /// A hash by which two answers that say the same are known. It need not be strong: it decides only whether the
-    /// daemon is told again.
-    #[inline(always)]
-    pub fn digest(&self) -> u64 {
-        self.digest
-    }
-
-    #[inline(always)]
-    fn absorb(&mut self, word: u64) {
-        self.digest = mix(self.digest, word);
-    }
-
     /// Cut off, so that the client may ask again.
     #[inline(always)]
     pub fn is_truncated(&self) -> bool {
@@ -192,15 +188,6 @@ impl Scratch {
             self.outcome = why as u32;
         }
     }
-}
-
-/// A hash and one more word. Multiplied twice: the first carries differences upwards only, so that two answers that differ
-/// in an address's last byte would be the same again for two clients whose addresses differ as well.
-#[inline(always)]
-pub const fn mix(hash: u64, word: u64) -> u64 {
-    let once = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let twice = (once ^ once >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    twice ^ twice >> 32
 }
 
 /// How long an answer is believed.
@@ -248,13 +235,12 @@ const INTERNET: u16 = 1;
 /// A message that says nothing, and why.
 struct Refused(Outcome);
 
-/// Reads `scratch.message`; what it says then stands in `scratch.found` and `scratch.matched()`.
+/// Reads `scratch.message`; what it says then stands in `scratch.found` and `scratch.claimed()`.
 #[inline(always)]
 pub fn read<T: Tables>(scratch: &mut Scratch, tables: &T) -> Outcome {
     scratch.outcome = Outcome::Decided as u32;
     scratch.found_len = 0;
     scratch.claimed = Match::NONE;
-    scratch.digest = 0;
     let mut walk = Walk { scratch, tables };
     if let Err(Refused(why)) = message(&mut walk) {
         walk.scratch.found_len = 0;
@@ -306,32 +292,8 @@ impl<T: Tables> Walk<'_, T> {
         if odd {
             self.scratch.late(Outcome::OddName);
         }
-        self.scratch.absorb(self.scratch.reader.identity);
         match_name(self, odd);
         let Scratch { claimed, name, .. } = &mut *self.scratch;
         claimed.absorb(&name.matched);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    extern crate std;
-    use std::collections::HashSet;
-
-    use super::*;
-
-    /// What differs in a byte here and a byte there is not the same: found where a test went through 100,000 clients.
-    #[test]
-    fn answers_and_clients_that_differ_in_few_bits_have_digests_of_their_own() {
-        let mut seen = HashSet::new();
-        for last in 0..=255 {
-            let (high, low) = Addr::from_v4([203, 0, 113, last]).halves();
-            let said = mix(mix(mix(0, 0x1234), high), low);
-            for client in 0..1024_u32 {
-                let [a, b, c, d] = client.to_be_bytes();
-                let (high, low) = Addr::from_v4([a, b, c, d]).halves();
-                assert!(seen.insert(mix(said, high ^ low.rotate_left(32))), "{last} {client}");
-            }
-        }
     }
 }

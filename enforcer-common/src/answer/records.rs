@@ -293,10 +293,6 @@ impl Scratch {
             return;
         }
         self.found[self.found_len as usize % ADDRESSES] = Found { addr, ttl };
-        let (high, low) = addr.halves();
-        self.absorb(high);
-        // A time to live counts down from answer to answer; a minute more or less is no news.
-        self.absorb(low ^ (ttl >> 6) as u64);
         self.found_len += 1;
     }
 

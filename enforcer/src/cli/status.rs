@@ -151,8 +151,14 @@ fn map_line(f: &mut fmt::Formatter<'_>, map: &MapStatus) -> fmt::Result {
 }
 
 fn sink_line(f: &mut fmt::Formatter<'_>, sink: &SinkStatus) -> fmt::Result {
-    let SinkStatus { name, written, lost, error, .. } = sink;
-    write!(f, "sink      {name}: {written} written{}", bad(&[(*lost, "lost")]))?;
+    let SinkStatus { name, written, lost, waiting, filtered, error } = sink;
+    write!(f, "sink      {name}: {written} written")?;
+    for (count, what) in [(waiting, "waiting"), (filtered, "left out by its filter")] {
+        if *count > 0 {
+            write!(f, ", {count} {what}")?;
+        }
+    }
+    write!(f, "{}", bad(&[(*lost, "lost")]))?;
     if let Some(error) = error {
         write!(f, " {WARN}({error}){WARN:#}")?;
     }
@@ -269,6 +275,8 @@ warning: do this
         status.map.answered_capacity = 10;
         status.map.failed_inserts = 5;
         status.sinks[0].lost = 6;
+        status.sinks[0].waiting = 7;
+        status.sinks[0].filtered = 8;
         status.sinks[0].error = Some("No space left".into());
         let text = plain(&status);
         for wanted in [
@@ -279,7 +287,7 @@ warning: do this
             "in 17 states, 1 globs matched late\n",
             ", 8 of 10 fresh",
             ", 5 could NOT be denied",
-            ", 6 lost (No space left)",
+            "written, 7 waiting, 8 left out by its filter, 6 lost (No space left)",
         ] {
             assert!(text.contains(wanted), "{wanted}\n not in\n{text}");
         }

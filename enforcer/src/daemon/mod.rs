@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use enforcer_common::counter::Counter;
 use enforcer_common::event::{KIND_SOCKET, Repeats};
+use enforcer_common::limits::WAKE_EVERY;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, OnStop};
@@ -126,6 +127,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         firsts: Firsts::default(),
         summed_up: clock::boot_ns(),
         ticks: 0,
+        records: 0,
         events: 0,
         retired: false,
         concluding: false,
@@ -192,6 +194,8 @@ struct Daemon {
     /// When the last window of repeats ended.
     summed_up: u64,
     ticks: u64,
+    /// Read from the ring.
+    records: u64,
     events: u64,
     /// What the packet path entered before the last rotation is still to be discarded.
     retired: bool,
@@ -232,6 +236,9 @@ impl Daemon {
         let mut hup = signals(SignalKind::hangup())?;
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The kernel wakes us no more often than that.
+        let wake_every = Duration::from_nanos(WAKE_EVERY);
+        let mut look_again = None;
         loop {
             self.settle(ring.get_mut());
             tokio::select! {
@@ -260,6 +267,12 @@ impl Daemon {
                         // A branch that is always ready never lets the control socket's tasks run.
                         tokio::task::yield_now().await;
                     }
+                    look_again = Some(Instant::now() + wake_every);
+                }
+                () = sleep_until(look_again.unwrap_or_else(Instant::now)), if look_again.is_some() => {
+                    let before = self.records;
+                    let wait = if self.drain(ring.get_mut()) { wake_every } else { Duration::ZERO };
+                    look_again = (self.records > before).then(|| Instant::now() + wait);
                 }
             }
         }
@@ -296,6 +309,7 @@ impl Daemon {
     }
 
     fn record(&mut self, bytes: &[u8]) {
+        self.records += 1;
         match Record::parse(bytes) {
             Some(Record::Answer(header, payload)) => {
                 let steps = self.state.answer(&header, payload);

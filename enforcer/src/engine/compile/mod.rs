@@ -2,13 +2,14 @@
 
 mod networks;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::OnceLock;
 
 use enforcer_common::limits::NAMES;
 use enforcer_common::name::{self, Match};
 use enforcer_common::verdict::{BootNanos, Conditional as Sitting, NO_RULE};
 use enforcer_common::{Addr, Claim, Entry, RuleId, Seats};
-use globset::GlobSet;
+use globset::{Glob, GlobSet};
 
 use super::conditions::{self, Accounts, CONDITIONAL, Resolved, Seated, Table, TooMany, fingerprint};
 use super::name::Name;
@@ -132,10 +133,12 @@ pub struct Compiled {
     rules: HashMap<RuleId, Known>,
     conditions: Conditional,
     tables: Tables,
-    /// Every glob once more: the daemon matches those that the kernel cannot, and names that are odd.
-    globs: GlobSet,
-    /// What each glob in `globs` says.
-    said: Vec<Match>,
+    /// Globs for which the kernel has no room.
+    late: Globs,
+    /// Every glob once more, for names that are odd: the kernel leaves them to the daemon. As text, which is a tenth.
+    globs: Vec<(Match, Box<str>)>,
+    /// Made when the first odd name comes: it takes much memory, and few hosts ever see one.
+    odd: OnceLock<Globs>,
     networks: BTreeMap<Network, Entry>,
     counts: Counts,
     warnings: Vec<Diagnostic>,
@@ -162,9 +165,9 @@ impl Compiled {
         let said: Vec<Match> = (0..).zip(&set.rules).zip(&seats).map(by).collect();
         let networks = networks::merged(&set.rules, &said)?;
         let mut patterns = Patterns::collect(set, lists, key);
-        let globs = GlobSet::new(patterns.globs.iter().map(|(_, glob)| glob))
-            .map_err(|error| too_many_globs(&set.rules, &error))?;
-        let globs_said = patterns.globs.iter().map(|(place, _)| said[*place as usize]).collect();
+        let by = |(place, glob): &(u32, Glob)| (said[*place as usize], glob.clone());
+        let globs: Vec<(Match, Glob)> = patterns.globs.iter().map(by).collect();
+        Globs::new(&globs).map_err(|error| too_many_globs(&set.rules, &error))?;
         let count = patterns.count();
         let skipped = std::mem::take(&mut patterns.skipped);
         let tables = Tables::new(&said, patterns, budget);
@@ -182,13 +185,19 @@ impl Compiled {
             skipped: skipped.iter().map(|skipped| skipped.lines).sum(),
             networks: set.rules.iter().map(|rule| rule.networks.len()).sum(),
         };
+        let late: HashSet<&str> = tables.late.iter().map(|(_, glob)| glob.as_str()).collect();
+        let late: Vec<(Match, Glob)> =
+            globs.iter().filter(|(_, glob)| late.contains(glob.glob())).cloned().collect();
+        let late = Globs::new(&late).map_err(|error| too_many_globs(&set.rules, &error))?;
         let mut warnings = warnings(&skipped, &tables, &set.rules);
         warnings.extend(set.rules.iter().flat_map(|rule| unknown_accounts(rule, &beside.accounts)));
         let any_named = set.rules.iter().any(|rule| rule.conditions.scope.names_accounts());
         let known =
             |(rule, said): (&Rule, &Match)| (rule.id, Known { name: rule.name.as_str().into(), said: *said });
         let rules = set.rules.iter().zip(&said).map(known).collect();
-        Ok(Self { rules, conditions, tables, globs, said: globs_said, networks, counts, warnings, any_named })
+        let globs = globs.into_iter().map(|(said, glob)| (said, glob.glob().into())).collect();
+        let odd = OnceLock::new();
+        Ok(Self { rules, conditions, tables, late, globs, odd, networks, counts, warnings, any_named })
     }
 
     /// The rules that name this host. Within one action the first rule of the set.
@@ -197,8 +206,23 @@ impl Compiled {
     }
 
     fn named_by(&self, name: &Name) -> Match {
-        let globs = self.globs.matches(name.as_str()).into_iter().map(|glob| self.said[glob]);
-        globs.fold(self.tables.matches_suffixes(name), Match::merge)
+        match self.tables.matches(name) {
+            Some(by) => by.merge(self.late.matches(name)),
+            None => self.tables.matches_suffixes(name).merge(self.odd().matches(name)),
+        }
+    }
+
+    fn odd(&self) -> &Globs {
+        self.odd.get_or_init(|| {
+            let parsed = |(said, text): &(Match, Box<str>)| match Pattern::new(text) {
+                Ok(Pattern::Glob(glob)) => Some((*said, glob)),
+                _ => None,
+            };
+            // Each was one when the policy was loaded, and the set of them could be made.
+            let globs: Vec<(Match, Glob)> = self.globs.iter().filter_map(parsed).collect();
+            debug_assert_eq!(globs.len(), self.globs.len());
+            Globs::new(&globs).unwrap_or_default()
+        })
     }
 
     /// Whether only a glob that the kernel has no room for names one of these.
@@ -262,10 +286,8 @@ fn unknown_accounts(rule: &Rule, known: &Accounts) -> Vec<Diagnostic> {
         .map(|(kind, name)| {
             let message =
                 format!("the {kind} {name:?} in the scope of the rule `{}` does not exist", rule.name);
-            let hint = format!(
-                "it is in scope as soon as there is one; /etc/passwd and /etc/group are read, no directory \
-                                service: write its number if it has one there"
-            );
+            let hint = "it is in scope as soon as there is one; a directory service is not asked: write its number there"
+                .to_owned();
             Diagnostic { severity: Severity::Warning, ..Diagnostic::about_rule(&rule.origin, message, hint) }
         })
         .collect()
@@ -299,6 +321,26 @@ fn seated(
     let table = Table::new(&seated, old.key().unwrap_or(key))?;
     let transition = old.with(&table)?;
     Ok((Conditional { table, transition }, seats))
+}
+
+/// Globs as globset matches them.
+#[derive(Clone, Debug, Default)]
+struct Globs {
+    set: GlobSet,
+    /// What each of them says.
+    said: Vec<Match>,
+}
+
+impl Globs {
+    fn new(globs: &[(Match, Glob)]) -> Result<Self, globset::Error> {
+        let set = GlobSet::new(globs.iter().map(|(_, glob)| glob))?;
+        Ok(Self { set, said: globs.iter().map(|(said, _)| *said).collect() })
+    }
+
+    fn matches(&self, name: &Name) -> Match {
+        let globs = self.set.matches(name.as_str()).into_iter().map(|glob| self.said[glob]);
+        globs.fold(Match::NONE, Match::merge)
+    }
 }
 
 fn warnings(skipped: &[Skipped], tables: &Tables, rules: &[Rule]) -> Vec<Diagnostic> {

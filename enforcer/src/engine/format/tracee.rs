@@ -1,4 +1,5 @@
-//! Tracee's JSON: its envelope, its event names, its arguments (<https://github.com/aquasecurity/tracee>).
+//! Tracee's JSON: its envelope, its event names, its arguments and their types (<https://github.com/aquasecurity/tracee>, as of
+//! August 2026).
 //!
 //! What Tracee knows and enforcer does not (namespaces of mounts and pids, the processor) is 0. Event numbers differ
 //! between Tracee's versions, so `eventId` is 0, too: read `eventName`. What only enforcer knows is in
@@ -73,9 +74,9 @@ fn argument(name: &str, kind: &str, value: impl Into<Value>) -> Value {
 
 fn connect_arguments(connect: &Connect) -> Vec<Value> {
     vec![
-        argument("dst", "const char*", connect.dst_ip.to_string()),
-        argument("dst_port", "int", connect.dst_port),
-        argument("dst_dns", "const char **", connect.results.clone()),
+        argument("dst", "string", connect.dst_ip.to_string()),
+        argument("dst_port", "int32", connect.dst_port),
+        argument("dst_dns", "[]string", connect.results.clone()),
     ]
 }
 
@@ -89,7 +90,7 @@ fn socket_arguments(connect: &SocketConnect) -> Vec<Value> {
         _ => json!({ "sa_family": family }),
     };
     let socket_type = connect.socket_type.as_ref().map(|kind| format!("SOCK_{}", kind.to_ascii_uppercase()));
-    vec![argument("type", "string", socket_type), argument("remote_addr", "struct sockaddr*", address)]
+    vec![argument("type", "string", socket_type), argument("remote_addr", "SockAddr", address)]
 }
 
 fn flow_arguments(flow: &FlowBegin) -> Vec<Value> {
@@ -98,20 +99,20 @@ fn flow_arguments(flow: &FlowBegin) -> Vec<Value> {
         Direction::Out => "outgoing",
     };
     vec![
-        argument("conn_direction", "const char*", direction),
-        argument("src", "const char*", flow.src_ip.to_string()),
-        argument("dst", "const char*", flow.dst_ip.to_string()),
-        argument("src_port", "u16", flow.src_port),
-        argument("dst_port", "u16", flow.dst_port),
-        argument("src_dns", "const char **", flow.src_names.clone()),
-        argument("dst_dns", "const char **", flow.dst_names.clone()),
+        argument("conn_direction", "string", direction),
+        argument("src", "string", flow.src_ip.to_string()),
+        argument("dst", "string", flow.dst_ip.to_string()),
+        argument("src_port", "uint16", flow.src_port),
+        argument("dst_port", "uint16", flow.dst_port),
+        argument("src_dns", "[]string", flow.src_names.clone()),
+        argument("dst_dns", "[]string", flow.dst_names.clone()),
     ]
 }
 
 fn gap_arguments(gap: &Gap) -> Vec<Value> {
     vec![
-        argument("lost_events", "unsigned long", gap.lost_events),
-        argument("lost_answers", "unsigned long", gap.lost_answers),
+        argument("lost_events", "uint64", gap.lost_events),
+        argument("lost_answers", "uint64", gap.lost_answers),
     ]
 }
 
@@ -164,6 +165,9 @@ mod tests {
             ("dst_dns", json!(["tracker.example", "cdn.example"])),
         ];
         assert_eq!(arguments(&event), wanted.map(|(name, value)| (name.to_owned(), value)));
+        let types =
+            ["/args/0/type", "/args/1/type", "/args/2/type"].map(|at| value.pointer(at).unwrap().clone());
+        assert_eq!(types, ["string", "int32", "[]string"]);
     }
 
     #[test]

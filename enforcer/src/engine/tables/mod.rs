@@ -27,6 +27,8 @@ pub struct Tables {
     pub header: Header,
     /// Suffix hashes and indices into `domains`.
     pub buckets: Vec<Bucket>,
+    /// Of what stands in `buckets`.
+    pub filter: Vec<u64>,
     /// Domains that stand in `buckets`.
     pub names: usize,
     /// Each different saying once.
@@ -113,10 +115,12 @@ impl Tables {
     }
 
     fn with_names(key: [u64; 2], named: names::Made, domains: Vec<Domain>) -> Self {
-        let buckets = u32::try_from(named.buckets.len()).unwrap_or(u32::MAX);
+        let count = |len| u32::try_from(len).unwrap_or(u32::MAX);
+        let (buckets, filter) = (count(named.buckets.len()), count(named.filter.len()));
         Self {
-            header: Header { key, buckets, lengths: named.lengths, ..Header::NONE },
+            header: Header { key, buckets, filter, lengths: named.lengths, ..Header::NONE },
             buckets: named.buckets,
+            filter: named.filter,
             names: named.count,
             domains,
             automata: Vec::new(),
@@ -192,6 +196,10 @@ impl Matchable for Tables {
 
     fn bucket(&self, index: u32) -> Option<&Bucket> {
         self.buckets.get(index as usize)
+    }
+
+    fn filter(&self, index: u32) -> u64 {
+        self.filter.get(index as usize).copied().unwrap_or(0)
     }
 
     fn domain(&self, index: u32) -> Option<&Domain> {

@@ -1,7 +1,9 @@
 //! Exact and suffix patterns as a table of suffix hashes. Names are not kept: a million of them are 21 MB here, and
 //! would be 80 MB as text.
 
-use enforcer_common::name::{Bucket, Domain, Match, PROBES, SLOTS, SuffixHash, home, length_bit};
+use enforcer_common::name::{
+    Bucket, Domain, Match, PROBES, SLOTS, SuffixHash, filter_bits, home, length_bit,
+};
 
 use super::Sayings;
 
@@ -9,6 +11,10 @@ use super::Sayings;
 const PER_BUCKET: usize = 3;
 /// By so many parts more buckets, when a name found no place.
 const GROWTH: usize = 8;
+/// A table of fewer names has no filter.
+const FILTER_FROM: usize = 16_384;
+/// Names for a word of the filter.
+const PER_WORD: usize = 8;
 
 /// One pattern. Ordered by hash, so that what is said about one domain comes together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +38,7 @@ pub(super) struct Names {
 #[derive(Debug)]
 pub(super) struct Made {
     pub(super) buckets: Vec<Bucket>,
+    pub(super) filter: Vec<u64>,
     pub(super) lengths: u64,
     /// Domains in it.
     pub(super) count: usize,
@@ -79,7 +86,7 @@ impl Names {
                 None => buckets += buckets / GROWTH + 1,
             }
         };
-        Made { buckets: table, lengths: self.lengths, count: domains.len() }
+        Made { buckets: table, filter: filter(&domains), lengths: self.lengths, count: domains.len() }
     }
 }
 
@@ -93,6 +100,17 @@ fn fill(domains: &[(u64, u32)], count: usize) -> Option<Vec<Bucket>> {
         places.find(|place| buckets[*place].put(*hash, *said))?;
     }
     Some(buckets)
+}
+
+/// Tells of most names that are not in the table that they are not, from a small part of its memory.
+fn filter(domains: &[(u64, u32)]) -> Vec<u64> {
+    let count = if domains.len() < FILTER_FROM { 0 } else { domains.len() / PER_WORD };
+    let mut words = vec![0; count];
+    for (hash, _) in domains.iter().filter(|_| count > 0) {
+        let (at, bits) = filter_bits(*hash, u32::try_from(count).unwrap_or(u32::MAX));
+        words[at as usize] |= bits;
+    }
+    words
 }
 
 /// The key of a domain in the table of names.
@@ -122,7 +140,7 @@ mod tests {
     /// However many names, each is found and what is beside it is not, though the table wraps and buckets overflow.
     #[test]
     fn every_name_has_a_place() {
-        for count in [0, 1, 2, 5, 6, 100, 5000] {
+        for count in [0, 1, 2, 5, 6, 100, 5000, 20_000] {
             let domain = |n: u32| format!("n{n}.example");
             let mut names = Names::new([1, 2]);
             (0..count).for_each(|n| names.push(&domain(n), n, true, false));

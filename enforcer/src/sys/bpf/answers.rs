@@ -15,7 +15,9 @@ use enforcer_common::kernel::Control;
 use enforcer_common::name::Header;
 use enforcer_common::{Addr, Entry};
 
-use super::double::{self, ANSWERED, AUTOMATA, Answered, Automata, DOMAINS, Domains, NAMES, Names};
+use super::double::{
+    self, ANSWERED, AUTOMATA, Answered, Automata, DOMAINS, Domains, FILTER, Filter, NAMES, Names,
+};
 use super::{BpfError, Wire, gone, take};
 use crate::engine::compile::Network;
 use crate::engine::tables::Tables;
@@ -39,6 +41,7 @@ pub struct Answers {
     control: Array<MapData, Wire<Control>>,
     headers: Array<MapData, Wire<Header>>,
     names: ArrayOfMaps<MapData, Names>,
+    filter: ArrayOfMaps<MapData, Filter>,
     domains: ArrayOfMaps<MapData, Domains>,
     automata: ArrayOfMaps<MapData, Automata>,
     answered: ArrayOfMaps<MapData, Answered>,
@@ -57,6 +60,7 @@ impl Answers {
             control: take(ebpf, CONTROL)?,
             headers: take(ebpf, HEADERS)?,
             names: take(ebpf, NAMES)?,
+            filter: take(ebpf, FILTER)?,
             domains: take(ebpf, DOMAINS)?,
             automata: take(ebpf, AUTOMATA)?,
             answered,
@@ -157,6 +161,8 @@ impl Answers {
     fn fill(&mut self, slot: u32, tables: &Tables) -> Result<(), BpfError> {
         let names = double::array(NAMES, &tables.buckets).map_err(error(NAMES))?;
         self.names.set(slot, &names, 0).map_err(error(NAMES))?;
+        let filter = double::array(FILTER, &tables.filter).map_err(error(FILTER))?;
+        self.filter.set(slot, &filter, 0).map_err(error(FILTER))?;
         let domains = double::array(DOMAINS, &tables.domains).map_err(error(DOMAINS))?;
         self.domains.set(slot, &domains, 0).map_err(error(DOMAINS))?;
         let automata = double::array(AUTOMATA, &tables.automata).map_err(error(AUTOMATA))?;

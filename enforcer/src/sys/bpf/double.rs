@@ -23,23 +23,27 @@ use super::{BpfError, Wire};
 
 pub(super) const ANSWERED: &str = "ANSWERED";
 pub(super) const NAMES: &str = "NAMES";
+pub(super) const FILTER: &str = "FILTER";
 pub(super) const DOMAINS: &str = "DOMAINS";
 pub(super) const AUTOMATA: &str = "AUTOMATA";
 pub(super) const REPEATS: &str = "REPEATS";
 pub(super) const CONDITIONS: &str = "CONDITIONS";
 
 /// Those maps.
-pub const DOUBLE_MAPS: [&str; 6] = [ANSWERED, NAMES, DOMAINS, AUTOMATA, REPEATS, CONDITIONS];
+pub const DOUBLE_MAPS: [&str; 7] = [ANSWERED, NAMES, FILTER, DOMAINS, AUTOMATA, REPEATS, CONDITIONS];
 
 pub(super) type Answered = HashMap<MapData, [u8; 16], Wire<Entry>>;
 pub(super) type Window = HashMap<MapData, Wire<RepeatKey>, Wire<Repeats>>;
 pub(super) type ConditionRows = Array<MapData, Wire<Seats>>;
 pub(super) type Names = Array<MapData, Wire<Bucket>>;
+pub(super) type Filter = Array<MapData, Wire<u64>>;
 pub(super) type Domains = Array<MapData, Wire<Domain>>;
 pub(super) type Automata = Array<MapData, Wire<[u32; BLOCK]>>;
 
 // SAFETY: integers only, sizes asserted where they are defined.
 unsafe impl Pod for Wire<Bucket> {}
+// SAFETY: as above.
+unsafe impl Pod for Wire<u64> {}
 // SAFETY: as above.
 unsafe impl Pod for Wire<Domain> {}
 // SAFETY: as above.
@@ -62,6 +66,7 @@ pub fn prepare(pin: &Path) -> Result<(), BpfError> {
     outer(pin, REPEATS, like(HASH, size_of::<RepeatKey>(), size_of::<Repeats>(), BPF_F_NO_PREALLOC))?;
     outer(pin, CONDITIONS, like(ARRAY, 4, size_of::<Seats>(), FILLED))?;
     outer(pin, NAMES, like(ARRAY, 4, size_of::<Bucket>(), FILLED))?;
+    outer(pin, FILTER, like(ARRAY, 4, size_of::<u64>(), FILLED))?;
     outer(pin, DOMAINS, like(ARRAY, 4, size_of::<Domain>(), FILLED))?;
     outer(pin, AUTOMATA, like(ARRAY, 4, size_of::<[u32; BLOCK]>(), FILLED))
 }

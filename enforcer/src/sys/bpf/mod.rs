@@ -28,7 +28,7 @@ use enforcer_common::{Addr, Entry, limits};
 pub use answers::Answers;
 use answers::{CONTROL, HEADERS, HOST, NEVER_DENY};
 pub use conditions::Conditions;
-use double::{ANSWERED, AUTOMATA, CONDITIONS, DOMAINS, NAMES, REPEATS};
+use double::{ANSWERED, AUTOMATA, CONDITIONS, DOMAINS, FILTER, NAMES, REPEATS};
 pub use ignore::IgnoredCgroups;
 pub use repeats::Windows;
 
@@ -50,9 +50,9 @@ const COUNTS: &str = "COUNTS";
 const SEQUENCE: &str = "SEQUENCE";
 const PENDING: &str = "PENDING";
 const PEERS: &str = "PEERS";
-const MAPS: [&str; 16] = [
+const MAPS: [&str; 17] = [
     ADDRESSES, NETWORKS, RING, COUNTS, SEQUENCE, PENDING, REPEATS, ANSWERED, HOST, NEVER_DENY, CONTROL,
-    HEADERS, NAMES, DOMAINS, AUTOMATA, CONDITIONS,
+    HEADERS, NAMES, FILTER, DOMAINS, AUTOMATA, CONDITIONS,
 ];
 
 /// Prefix of a link's pin; the rest is the program's name.
@@ -349,7 +349,7 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
         NEVER_DENY => (20, 4),
         CONTROL => (4, size_of::<Control>() as u32),
         HEADERS => (4, size_of::<Header>() as u32),
-        REPEATS | ANSWERED | NAMES | DOMAINS | AUTOMATA | CONDITIONS => (4, 4),
+        REPEATS | ANSWERED | NAMES | FILTER | DOMAINS | AUTOMATA | CONDITIONS => (4, 4),
         _ => (0, 0),
     };
     let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
