@@ -27,6 +27,10 @@ pub struct Offsets {
     pub task_cgroups: u32,
     pub cred_uid: u32,
     pub cred_gid: u32,
+    pub cred_egid: u32,
+    pub cred_group_info: u32,
+    pub group_info_ngroups: u32,
+    pub group_info_gid: u32,
     pub css_set_dfl_cgrp: u32,
     pub cgroup_kn: u32,
     pub kernfs_node_id: u32,
@@ -53,12 +57,16 @@ pub struct Offsets {
     pub mount_mnt: u32,
     pub mount_parent: u32,
     pub mount_mountpoint: u32,
+    pub mount_mnt_ns: u32,
+    pub mnt_namespace_user_ns: u32,
+    pub user_namespace_level: u32,
     pub nsproxy_net: u32,
     pub net_inum: u32,
     pub net_user_ns: u32,
     pub user_ns_inum: u32,
     pub sock_net: u32,
     pub sock_uid: u32,
+    pub sock_cookie: u32,
 }
 
 /// The offset of a field that this kernel does not have.
@@ -88,6 +96,10 @@ pub struct Settings {
     pub user_namespace: u32,
     /// 1: all sockets are taken for one. For tests that hand packets to the programs without one.
     pub one_socket: u32,
+    /// 1: nothing is refused; what would be is reported with the verdict "audit".
+    pub audit: u32,
+    /// 1: what no rule speaks of is refused.
+    pub default_deny: u32,
     pub reserved: u32,
     /// Of the tables of what is not reported: a bit each. Those that hold for a verdict (`Verdict` is the index), and
     /// those that say nothing about users, groups of processes, ports, and networks.

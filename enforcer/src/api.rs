@@ -49,6 +49,12 @@ pub struct Status {
 pub struct Enforcement {
     /// Proven by the last canary: a connect to a denied address was refused.
     pub active: bool,
+    /// `enforce`, or `audit`: nothing but the canary is refused.
+    #[serde(default)]
+    pub mode: String,
+    /// What becomes of a destination that no rule speaks of: `allow` or `deny`.
+    #[serde(default)]
+    pub default: String,
     /// `lsm`, `cgroup` or `none`.
     pub layer: String,
     /// Why not the LSM layer, if not.

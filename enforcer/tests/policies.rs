@@ -36,7 +36,7 @@ fn parse(edit: impl Fn(String) -> String) -> Parsed {
 
 #[test]
 fn policies_have_no_errors_and_no_warnings() {
-    assert_eq!(parse(|text| text).set.rules.len(), 5);
+    assert_eq!(parse(|text| text).set.rules.len(), 7);
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn rules_in_comments_are_right_too() {
         if is_code { code } else { line }
     }
     let parsed = parse(|text| text.lines().map(uncomment).collect::<Vec<_>>().join("\n"));
-    assert_eq!(parsed.set.rules.len(), 10);
+    assert_eq!(parsed.set.rules.len(), 12);
 }
 
 #[test]

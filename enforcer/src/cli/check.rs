@@ -7,8 +7,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{BAD, Distrust, Exit, Failure, GOOD, print, print_json, settings};
-use crate::engine::compile::Compiled;
+use crate::engine::compile::{Beside, Compiled};
 use crate::engine::policy::{self, Source};
+use crate::engine::tables::Budget;
+use crate::sys::accounts::Accounts;
 use crate::sys::policy_dir::{self, Problem, ProblemKind};
 
 /// Read the policy files as the daemon would, and report everything that is wrong
@@ -94,7 +96,8 @@ impl Report {
         self.errors.extend(errors.iter().map(Finding::new));
         self.warnings.extend(warnings.iter().map(Finding::warning));
         // Nobody else learns of this table: it needs no secret key.
-        match Compiled::new(&parsed.set, &lists, [0; 2]) {
+        let beside = Beside { accounts: Accounts::default().numbers(), ..Beside::default() };
+        match Compiled::with_budget(&parsed.set, &lists, [0; 2], &beside, Budget::default()) {
             Ok(compiled) => {
                 self.rules = compiled.counts().rules;
                 self.warnings.extend(parsed.warnings.iter().chain(compiled.warnings()).map(Finding::new));

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use tracing::{error, info, warn};
 
 use crate::api::PolicyStatus;
-use crate::engine::compile::Compiled;
+use crate::engine::compile::{Beside, Compiled};
 use crate::engine::policy::{self, Diagnostic};
+use crate::engine::tables::Budget;
 use crate::sys::policy_dir::{self, WatchedLists};
 use crate::sys::{clock, random};
 
@@ -26,8 +27,8 @@ impl Policies {
 
     /// The rules of the directory as it is now. `None`: something is wrong with them, which is logged and kept
     /// for `status`; the rules in force stay.
-    pub(super) fn load(&mut self, why: &str) -> Option<Compiled> {
-        match self.read() {
+    pub(super) fn load(&mut self, why: &str, beside: &Beside) -> Option<Compiled> {
+        match self.read(beside) {
             Ok((compiled, files, warnings)) => {
                 for warning in warnings.iter().chain(compiled.warnings()) {
                     warn!("{warning}");
@@ -73,7 +74,7 @@ impl Policies {
 }
 
 impl Policies {
-    fn read(&self) -> Result<(Compiled, usize, Vec<Diagnostic>), String> {
+    fn read(&self, beside: &Beside) -> Result<(Compiled, usize, Vec<Diagnostic>), String> {
         let sources = policy_dir::read(&self.directory).map_err(lines)?;
         let parsed = policy::parse(&sources).map_err(lines)?;
         let (lists, listed, problems) = policy_dir::read_lists(&parsed.set);
@@ -83,7 +84,8 @@ impl Policies {
             return Err(lines(problems));
         }
         let key = random::key().map_err(|error| format!("no random numbers: {error}"))?;
-        let compiled = Compiled::new(&parsed.set, &lists, key).map_err(lines)?;
+        let compiled =
+            Compiled::with_budget(&parsed.set, &lists, key, beside, Budget::default()).map_err(lines)?;
         Ok((compiled, sources.len(), parsed.warnings))
     }
 }

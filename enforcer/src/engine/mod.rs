@@ -2,6 +2,7 @@
 //! `tests/purity.rs` enforces it.
 
 pub mod compile;
+pub mod conditions;
 pub mod dns;
 pub mod filter;
 pub mod format;

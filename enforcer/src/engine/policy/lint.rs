@@ -19,7 +19,9 @@ pub(super) fn rule(rule: &Rule, hosts: &[Range<usize>], networks: &[Range<usize>
     duplicates(&rule.networks, networks, report);
     let named = LazyCell::new(|| Named::new(&rule.hosts));
     for (pattern, span) in rule.hosts.iter().zip(hosts) {
-        breadth(pattern, span, rule.action, report);
+        if rule.conditions.is_empty() {
+            breadth(pattern, span, rule.action, report);
+        }
         if let Pattern::Suffix { domain, apex: false } = pattern
             && !named.contains(domain)
         {
@@ -27,7 +29,8 @@ pub(super) fn rule(rule: &Rule, hosts: &[Range<usize>], networks: &[Range<usize>
             report.warning(span.clone(), message, format!("write `.{domain}` to cover both, or name both"));
         }
     }
-    for (network, span) in rule.networks.iter().zip(networks) {
+    // A rule for few ports or processes may well mean every destination.
+    for (network, span) in rule.networks.iter().zip(networks).filter(|_| rule.conditions.is_empty()) {
         reach(network, span, rule.action, report);
     }
 }

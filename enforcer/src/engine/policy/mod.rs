@@ -4,6 +4,7 @@
 //! `network` (one string to one thing that is canonical), `model` (what a rule is), `lint` (what is allowed
 //! but hardly meant). Nothing stops at the first error: `diagnostic` collects them all.
 
+mod conditions;
 mod diagnostic;
 mod lint;
 mod lists;
@@ -15,7 +16,7 @@ mod raw;
 
 pub use diagnostic::{Diagnostic, Excerpt, Position, Severity};
 pub use lists::{ListFormat, Lists, Said, Skipped};
-pub use model::{Action, List, Origin, PolicySet, Rule, rule_id};
+pub use model::{Account, Action, Conditions, List, Origin, PolicySet, Rule, Scope, rule_id};
 pub use parse::{Parsed, Source, parse};
 pub use pattern::{Pattern, Refusal};
 

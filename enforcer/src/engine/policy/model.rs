@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use enforcer_common::RuleId;
@@ -36,7 +37,50 @@ pub struct Rule {
     pub lists: Vec<List>,
     /// Without host bits, and never an IPv6 spelling of an IPv4 network.
     pub networks: Vec<IpNetwork>,
+    pub conditions: Conditions,
     pub origin: Origin,
+}
+
+/// What must hold beside the destination. What is empty holds always.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Conditions {
+    /// Sorted, without overlap.
+    pub ports: Vec<RangeInclusive<u16>>,
+    /// IPPROTO_*, sorted.
+    pub protocols: Vec<u16>,
+    pub scope: Scope,
+}
+
+impl Conditions {
+    /// The rule is decided by the destination alone.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Who a rule applies to: whoever is in every list that is not empty. Each sorted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Scope {
+    pub users: Vec<Account>,
+    pub groups: Vec<Account>,
+    /// One list with `cgroups`: names of systemd units, and paths.
+    pub units: Vec<String>,
+    pub cgroups: Vec<String>,
+    pub executables: Vec<String>,
+}
+
+impl Scope {
+    /// Whose numbers are to be found.
+    pub fn names_accounts(&self) -> bool {
+        self.users.iter().chain(&self.groups).any(|account| matches!(account, Account::Name(_)))
+    }
+}
+
+/// A user or a group as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Account {
+    Id(u32),
+    Name(String),
 }
 
 /// A list file that a rule takes more hosts from.

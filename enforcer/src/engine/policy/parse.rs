@@ -104,7 +104,17 @@ fn rule(raw: RawRule, path: &Arc<str>, taken: &mut Taken, report: &mut Report<'_
     let (networks, network_spans) = each(raw.networks, network::parse, report);
     let (id, name, origin) = named?;
     let description = raw.description.map(Spanned::into_inner);
-    let rule = Rule { id, name, description, action: raw.action?, hosts, lists, networks, origin };
+    let rule = Rule {
+        id,
+        name,
+        description,
+        action: raw.action?,
+        hosts,
+        lists,
+        networks,
+        conditions: raw.conditions,
+        origin,
+    };
     lint::rule(&rule, &host_spans, &network_spans, report);
     Some(rule)
 }

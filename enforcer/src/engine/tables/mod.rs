@@ -8,6 +8,7 @@ mod names;
 
 use std::collections::HashMap;
 
+use enforcer_common::Seats;
 use enforcer_common::name::{
     BLOCK, Bucket, Domain, Header, Match, Matching, Name as Text, TEXT, Tables as Matchable, match_name,
     placed,
@@ -80,10 +81,10 @@ impl Patterns {
 }
 
 impl Tables {
-    /// `patterns` are those of `rules`.
-    pub fn new(rules: &[Rule], patterns: Patterns, budget: Budget) -> Self {
+    /// `said`: by each rule of the set about what it names.
+    pub fn new(said: &[Match], patterns: Patterns, budget: Budget) -> Self {
         let Patterns { names, globs, .. } = patterns;
-        let said = |place: u32| said(place, &rules[place as usize]);
+        let said = |place: u32| said[place as usize];
         let key = names.key();
         let mut sayings = Sayings::default();
         let named = names.build(&mut sayings, said);
@@ -159,8 +160,11 @@ impl Tables {
 
 const _: () = assert!(enforcer_common::limits::NAME_BYTES < TEXT);
 
-/// What a rule at this place says about a name that it names.
-pub fn said(place: u32, rule: &Rule) -> Match {
+/// What a rule at this place says about a name that it names. `seat`: of a conditional rule.
+pub fn said(place: u32, rule: &Rule, seat: Option<u32>) -> Match {
+    if let Some(seat) = seat {
+        return Match { conditional: Seats::one(seat), ..Match::NONE };
+    }
     let by = placed(place, rule.id);
     match rule.action {
         Action::Allow => Match { allow: by, ..Match::NONE },
@@ -229,6 +233,10 @@ impl Matching for Asked<'_> {
     fn tables(&self) -> &Tables {
         self.tables
     }
+
+    fn both(&mut self) -> (&mut Text, &Tables) {
+        (&mut self.text, self.tables)
+    }
 }
 
 #[cfg(test)]
@@ -238,8 +246,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::compile::{Claims, Compiled};
-    use crate::engine::policy::{Origin, Rule, rule_id};
+    use crate::engine::compile::{Beside, Claims, Compiled};
+    use crate::engine::policy::{Conditions, Origin, Rule, rule_id};
 
     const KEY: [u64; 2] = [17, 42];
 
@@ -255,6 +263,7 @@ mod tests {
                 hosts: hosts.iter().filter_map(|host| Pattern::new(host).ok()).collect(),
                 lists: Vec::new(),
                 networks: Vec::new(),
+                conditions: Conditions::default(),
                 origin: Origin { file: "test".into(), line: 1, column: 1 },
             }
         });
@@ -262,7 +271,8 @@ mod tests {
     }
 
     fn tables(set: &PolicySet, budget: Budget) -> Tables {
-        Tables::new(&set.rules, Patterns::collect(set, &Lists::default(), KEY), budget)
+        let said: Vec<Match> = (0..).zip(&set.rules).map(|(place, rule)| said(place, rule, None)).collect();
+        Tables::new(&said, Patterns::collect(set, &Lists::default(), KEY), budget)
     }
 
     /// What the tables say and what the daemon's matcher, which is made of globset, says.
@@ -273,8 +283,14 @@ mod tests {
             allow: rule(said.allow),
             deny: rule(said.deny),
             audit: rule(said.audit),
+            conditional: said.conditional,
         });
-        (said, Compiled::with_budget(set, &Lists::default(), KEY, Budget::NOTHING).unwrap().claims(&name))
+        (
+            said,
+            Compiled::with_budget(set, &Lists::default(), KEY, &Beside::default(), Budget::NOTHING)
+                .unwrap()
+                .claims(&name),
+        )
     }
 
     #[test]

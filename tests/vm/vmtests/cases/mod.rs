@@ -1,6 +1,7 @@
 //! The tests by name. A name says what is promised.
 
 mod clients;
+mod defaults;
 mod events;
 pub(crate) mod facts;
 mod forgery;
@@ -10,6 +11,8 @@ mod protected;
 mod race;
 mod reload;
 pub(crate) mod resolvers;
+mod rules;
+pub(crate) mod scopes;
 mod smoke;
 mod verifier;
 mod volume;
@@ -41,6 +44,9 @@ pub(crate) fn all() -> Vec<Test> {
             volume::tests(),
             forgery::tests(),
             protected::tests(),
+            rules::tests(),
+            scopes::tests(),
+            defaults::tests(),
         ]
         .concat();
     }
@@ -55,6 +61,9 @@ pub(crate) fn all() -> Vec<Test> {
         clients::tests(),
         life::tests(),
         reload::tests(),
+        rules::tests(),
+        scopes::tests(),
+        defaults::tests(),
         race::tests(),
         events::tests(),
         facts::tests(),
