@@ -12,7 +12,7 @@ use globset::GlobSet;
 
 use super::name::Name;
 use super::plan::Matcher;
-use super::policy::{Diagnostic, Lists, Pattern, PolicySet, Position, Rule, Severity, Skipped};
+use super::policy::{Diagnostic, Lists, Pattern, PolicySet, Rule, Severity, Tally};
 use super::tables::{Budget, Patterns, Tables, said};
 
 pub use networks::Network;
@@ -86,6 +86,7 @@ pub struct Compiled {
     /// What each glob in `globs` says.
     said: Vec<Match>,
     networks: Vec<(Network, Entry)>,
+    lists: Vec<Tally>,
     counts: Counts,
     warnings: Vec<Diagnostic>,
 }
@@ -103,6 +104,7 @@ impl Compiled {
         key: [u64; 2],
         budget: Budget,
     ) -> Result<Self, Vec<Diagnostic>> {
+        let set = &*set.with_listed_networks(lists);
         let networks = networks::merged(&set.rules)?;
         let mut patterns = Patterns::collect(set, lists, key);
         let globs = GlobSet::new(patterns.globs.iter().map(|(_, glob)| glob))
@@ -110,7 +112,7 @@ impl Compiled {
         let by = |(place, _): &(u32, _)| said(*place, &set.rules[*place as usize]);
         let said = patterns.globs.iter().map(by).collect();
         let count = patterns.count();
-        let skipped = std::mem::take(&mut patterns.skipped);
+        let lists = std::mem::take(&mut patterns.lists);
         let tables = Tables::new(&set.rules, patterns, budget);
         if tables.names > NAMES {
             return Err(too_many_names(&set.rules));
@@ -122,12 +124,12 @@ impl Compiled {
             globs: tables.globs,
             states: tables.states,
             late_globs: tables.late.len(),
-            skipped: skipped.iter().map(|skipped| skipped.lines).sum(),
+            skipped: lists.iter().map(Tally::all_skipped).sum(),
             networks: set.rules.iter().map(|rule| rule.networks.len()).sum(),
         };
-        let warnings = warnings(&skipped, &tables, &set.rules);
+        let warnings = warnings(&lists, &tables, &set.rules);
         let rules = set.rules.iter().map(|rule| (rule.id, rule.name.as_str().into())).collect();
-        Ok(Self { rules, tables, globs, said, networks, counts, warnings })
+        Ok(Self { rules, tables, globs, said, networks, lists, counts, warnings })
     }
 
     /// The rules that name this host. Within one action the first rule of the set.
@@ -171,24 +173,18 @@ impl Compiled {
         self.counts
     }
 
+    /// What each list held, in the order of the rules.
+    pub fn lists(&self) -> &[Tally] {
+        &self.lists
+    }
+
     /// What is allowed, but hardly meant, or weaker than it looks.
     pub fn warnings(&self) -> &[Diagnostic] {
         &self.warnings
     }
 }
 
-fn warnings(skipped: &[Skipped], tables: &Tables, rules: &[Rule]) -> Vec<Diagnostic> {
-    let skipped = skipped.iter().map(|skipped| Diagnostic {
-        severity: Severity::Warning,
-        file: skipped.path.to_string(),
-        position: Some(Position { line: skipped.line, column: 1 }),
-        excerpt: None,
-        message: format!(
-            "{} lines are no host patterns and were skipped; the first: {}",
-            skipped.lines, skipped.why
-        ),
-        hint: skipped.hint.clone(),
-    });
+fn warnings(lists: &[Tally], tables: &Tables, rules: &[Rule]) -> Vec<Diagnostic> {
     let late = tables.late.iter().filter_map(|(place, glob)| {
         let rule = rules.get(*place as usize)?;
         let message = format!(
@@ -199,7 +195,7 @@ fn warnings(skipped: &[Skipped], tables: &Tables, rules: &[Rule]) -> Vec<Diagnos
         let hint = "write it with fewer `*`, or as `.example.com`".to_owned();
         Some(Diagnostic { severity: Severity::Warning, ..Diagnostic::about_rule(&rule.origin, message, hint) })
     });
-    skipped.chain(late).collect()
+    lists.iter().filter_map(Tally::warning).chain(late).collect()
 }
 
 fn too_many_names(rules: &[Rule]) -> Vec<Diagnostic> {

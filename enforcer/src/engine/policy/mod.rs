@@ -14,7 +14,7 @@ mod pattern;
 mod raw;
 
 pub use diagnostic::{Diagnostic, Excerpt, Position, Severity};
-pub use lists::{ListFormat, Lists, Said, Skipped};
+pub use lists::{ListFormat, Lists, Reason, Said, Tally};
 pub use model::{Action, List, Origin, PolicySet, Rule, rule_id};
 pub use parse::{Parsed, Source, parse};
 pub use pattern::{Pattern, Refusal};

@@ -1,5 +1,6 @@
 //! What a policy says, after everything that could be wrong with it was refused.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use enforcer_common::verdict::{CANARY_RULE, NO_RULE};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
-use super::lists::ListFormat;
+use super::lists::{ListFormat, Lists, Said};
 use super::pattern::Pattern;
 
 /// All rules of all files, in file-name order, then in their order in the file.
@@ -19,6 +20,25 @@ pub struct PolicySet {
 }
 
 impl PolicySet {
+    /// The same rules, with the networks of their lists beside their own.
+    pub fn with_listed_networks(&self, lists: &Lists) -> Cow<'_, Self> {
+        let has_any = |rule: &Rule| rule.lists.iter().any(|list| list.format == ListFormat::Networks);
+        if !self.rules.iter().any(has_any) {
+            return Cow::Borrowed(self);
+        }
+        let mut set = self.clone();
+        for rule in &mut set.rules {
+            for list in rule.lists.iter().filter(|list| list.format == ListFormat::Networks) {
+                lists.read(list, rule.action, |said| {
+                    if let Said::Network(network) = said {
+                        rule.networks.push(network);
+                    }
+                });
+            }
+        }
+        Cow::Owned(set)
+    }
+
     /// Every list file once, with a place that names it.
     pub fn lists(&self) -> BTreeMap<Arc<str>, Origin> {
         let lists = self.rules.iter().flat_map(|rule| &rule.lists);

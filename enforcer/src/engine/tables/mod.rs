@@ -15,7 +15,7 @@ use enforcer_common::name::{
 use enforcer_common::repeat::{Repeat, Step, plainly};
 
 use super::name::Name;
-use super::policy::{Action, Lists, Pattern, PolicySet, Rule, Said, Skipped};
+use super::policy::{Action, Lists, Pattern, PolicySet, Rule, Said, Tally};
 
 pub use automata::{Budget, Glob};
 use names::Names;
@@ -45,14 +45,14 @@ pub struct Tables {
 pub struct Patterns {
     names: Names,
     pub globs: Vec<(u32, globset::Glob)>,
-    /// Lines of lists that are no patterns.
-    pub skipped: Vec<Skipped>,
+    /// What each list held.
+    pub lists: Vec<Tally>,
 }
 
 impl Patterns {
     /// `lists` has every list of the set. `key` is random: see `SuffixHash`.
     pub fn collect(set: &PolicySet, lists: &Lists, key: [u64; 2]) -> Self {
-        let (mut names, mut globs, mut skipped) = (Names::new(key), Vec::new(), Vec::new());
+        let (mut names, mut globs, mut tallies) = (Names::new(key), Vec::new(), Vec::new());
         for (place, rule) in (0..).zip(&set.rules) {
             for pattern in &rule.hosts {
                 match pattern {
@@ -62,13 +62,20 @@ impl Patterns {
                 }
             }
             for list in &rule.lists {
-                skipped.extend(lists.read(list, |said| match said {
-                    Said::Name { domain, itself, below } => names.push(domain, place, itself, below),
+                tallies.push(lists.read(list, rule.action, |said| match said {
+                    Said::Name { domain, itself, below, except: false } => {
+                        names.push(domain, place, itself, below);
+                    }
+                    Said::Name { domain, itself, below, except: true } => {
+                        names.except(domain, place, itself, below);
+                    }
                     Said::Glob(glob) => globs.push((place, glob)),
+                    // They stand in the rule already: `PolicySet::with_listed_networks`.
+                    Said::Network(_) => {}
                 }));
             }
         }
-        Self { names, globs, skipped }
+        Self { names, globs, lists: tallies }
     }
 
     /// As the rules and their lists write them.
@@ -81,13 +88,16 @@ impl Tables {
     /// `patterns` are those of `rules`.
     pub fn new(rules: &[Rule], patterns: Patterns, budget: Budget) -> Self {
         let Patterns { names, globs, .. } = patterns;
-        let said = |place: u32| said(place, &rules[place as usize]);
+        let rule = |place: u32| &rules[place as usize];
         let key = names.key();
         let mut sayings = Sayings::default();
-        let named = names.build(&mut sayings, said);
+        let named = names.build(&mut sayings, |place, except| match except {
+            true => excepted(place, rule(place)),
+            false => said(place, rule(place)),
+        });
         let globs: Vec<Glob<'_>> = globs
             .iter()
-            .map(|(place, glob)| Glob { place: *place, text: glob.glob(), said: said(*place) })
+            .map(|(place, glob)| Glob { place: *place, text: glob.glob(), said: said(*place, rule(*place)) })
             .collect();
         let made = automata::build(&globs, budget, &mut |said| {
             sayings.index(Domain { itself: said, ..Domain::NONE })
@@ -106,7 +116,7 @@ impl Tables {
     pub fn empty() -> Self {
         Self::with_names(
             [0; 2],
-            Names::new([0; 2]).build(&mut Sayings::default(), |_| Match::NONE),
+            Names::new([0; 2]).build(&mut Sayings::default(), |_, _| Match::NONE),
             Vec::new(),
         )
     }
@@ -163,6 +173,11 @@ pub fn said(place: u32, rule: &Rule) -> Match {
         Action::Deny => Match { deny: by, ..Match::NONE },
         Action::Audit => Match { audit: by, ..Match::NONE },
     }
+}
+
+/// What a rule at this place says about a name that its lists except: whatever else names it, it may be reached.
+fn excepted(place: u32, rule: &Rule) -> Match {
+    Match { allow: placed(place, rule.id), ..Match::NONE }
 }
 
 /// Numbers for what is said about domains.
