@@ -1,6 +1,7 @@
 //! `enforcer check`
 
 use std::io::Write;
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -9,6 +10,7 @@ use serde_json::Value;
 use super::{BAD, Distrust, Exit, Failure, GOOD, print, print_json, settings};
 use crate::engine::compile::Compiled;
 use crate::engine::policy::{self, Source, Tally};
+use crate::sys::host;
 use crate::sys::policy_dir::{self, Problem, ProblemKind};
 
 /// Read the policy files as the daemon would, and report everything that is wrong
@@ -106,6 +108,10 @@ impl Report {
                 self.rules = compiled.counts().rules;
                 self.lists = compiled.lists().to_vec();
                 self.warnings.extend(parsed.warnings.iter().chain(compiled.warnings()).map(Finding::new));
+                let resolvers =
+                    host::asked().into_iter().map(|addr| Ipv6Addr::from(addr.octets()).to_canonical());
+                let cuts = policy::cut_off(&parsed.set, &resolvers.collect::<Vec<_>>());
+                self.warnings.extend(cuts.iter().map(Finding::new));
             }
             Err(errors) => self.errors.extend(errors.iter().map(Finding::new)),
         }

@@ -14,12 +14,14 @@ const RESOLV_CONF: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv
 /// The host's own addresses and its resolvers', now.
 pub fn protected() -> std::io::Result<HashSet<Addr>> {
     let mut addresses: HashSet<Addr> = own()?.collect();
-    for path in RESOLV_CONF {
-        if let Ok(text) = fs::read_to_string(Path::new(path)) {
-            addresses.extend(resolvers(&text));
-        }
-    }
+    addresses.extend(asked());
     Ok(addresses)
+}
+
+/// The host's resolvers, now.
+pub fn asked() -> Vec<Addr> {
+    let texts = RESOLV_CONF.iter().filter_map(|path| fs::read_to_string(Path::new(path)).ok());
+    texts.flat_map(|text| resolvers(&text).collect::<Vec<_>>()).collect()
 }
 
 fn own() -> std::io::Result<impl Iterator<Item = Addr>> {

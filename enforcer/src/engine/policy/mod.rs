@@ -14,6 +14,7 @@ mod pattern;
 mod raw;
 
 pub use diagnostic::{Diagnostic, Excerpt, Position, Severity};
+pub use lint::cut_off;
 pub use lists::{ListFormat, Lists, Reason, Said, Tally};
 pub use model::{Action, List, Origin, PolicySet, Rule, rule_id};
 pub use parse::{Parsed, Source, parse};
