@@ -2,10 +2,12 @@
 
 mod installer;
 mod policies;
+mod recent;
 mod remember;
 mod repeats;
 mod report;
 mod start;
+mod trial;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
+use crate::api::{Reply, Request};
 use crate::config::{Config, OnStop};
 use crate::engine::process::Tail;
 use crate::engine::record::Event;
@@ -36,6 +39,7 @@ use crate::sys::{clock, host, memory, policy_dir};
 
 use installer::Installer;
 use policies::Policies;
+use recent::Recent;
 use remember::Memory;
 use repeats::Firsts;
 use start::Started;
@@ -112,6 +116,8 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         state: start::state(&config)?,
         installer: Installer::new(kernel)?,
         policies: Policies::new(config.policies.clone(), lists),
+        trial: None,
+        recent: Recent::default(),
         memory: Memory::new(config.state.clone()),
         processes: Processes::new(cgroup, config.arguments),
         sinks,
@@ -174,6 +180,8 @@ struct Daemon {
     state: State,
     installer: Installer,
     policies: Policies,
+    trial: Option<trial::Running>,
+    recent: Recent,
     memory: Memory,
     processes: Processes,
     sinks: Sinks,
@@ -313,6 +321,7 @@ impl Daemon {
     /// `seen`: when the kernel saw it, if it was told at once.
     fn emit(&mut self, event: Arc<Event>, seen: Option<u64>) {
         self.events += 1;
+        self.recent.push(&event);
         self.sinks.send(Arc::clone(&event));
         if let Some(metrics) = &self.metrics {
             metrics.event(&event, seen.map(|seen| clock::boot_ns().saturating_sub(seen)));
@@ -443,6 +452,7 @@ impl Daemon {
                 }
             }
         }
+        self.end_trial(now);
         let steps = self.state.tick(now);
         self.installer.apply(steps, &mut self.state);
         self.tell_losses();
@@ -474,9 +484,16 @@ impl Daemon {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&line)]);
     }
 
-    fn answer(&self, request: crate::api::Request, reply: oneshot::Sender<crate::api::Reply>) {
+    fn answer(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+        let answer = match request {
+            Request::Reload => self.reload_and_tell("enforcer reload"),
+            Request::Try { name, staged, seconds } => self.try_out(name, staged, seconds),
+            Request::Keep => self.keep(),
+            Request::Undo => self.undo(),
+            request => report::reply(self, request),
+        };
         // A client that left does not want its answer any more.
-        let _ = reply.send(report::reply(self, request));
+        let _ = reply.send(answer);
     }
 
     fn end(self, why: Option<Stop>) -> Result<ExitCode, DaemonError> {

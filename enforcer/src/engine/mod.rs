@@ -3,6 +3,7 @@
 
 pub mod compile;
 pub mod dns;
+pub mod explain;
 pub mod filter;
 pub mod format;
 pub mod name;

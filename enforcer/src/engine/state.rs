@@ -1,7 +1,7 @@
 //! Everything the daemon knows, and how each input changes it. Effects come back as values: steps for the
 //! address map, events for the sinks.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use enforcer_common::event::{AF_INET, AF_INET6, AnswerRecord, ConnectRecord, Layer, RETURNED};
@@ -12,6 +12,7 @@ use super::compile::{Compiled, Network};
 use super::dns::stream::{Flow, Streams};
 use super::dns::table::{Binding, Origin, Table, TableConfig};
 use super::dns::wire;
+use super::explain::{self, Asked, Explanation, Known, Running};
 use super::name::Name;
 use super::plan::{Planner, Step, View};
 use super::record::{
@@ -304,6 +305,23 @@ impl State {
             .collect();
         all.sort_by_key(|claimed| claimed.addr);
         all
+    }
+
+    /// Why this is denied, or is not. `None`: no policy could be loaded yet.
+    pub fn explain(&self, asked: &Asked, now: BootNanos) -> Option<Explanation> {
+        let installed = |addr: Addr| self.planner.installed().get(&addr).copied();
+        let never = |addr: Addr| self.never.contains(addr);
+        let running = Running { table: &self.table, installed: &installed, never: &never, now };
+        Some(explain::explain(asked, &Known { compiled: self.compiled.as_ref()?, running: Some(running) }))
+    }
+
+    /// Every address that is denied now.
+    pub fn denied(&self, now: BootNanos) -> BTreeSet<Addr> {
+        let denied =
+            self.planner.installed().iter().filter(|(_, entry)| {
+                enforcer_common::decide(Some(entry), None, now).verdict == Verdict::Deny
+            });
+        denied.map(|(addr, _)| *addr).collect()
     }
 
     pub fn rule_name(&self, rule: RuleId) -> Option<&str> {

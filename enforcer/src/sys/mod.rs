@@ -16,5 +16,6 @@ pub mod process;
 pub mod random;
 pub mod ring;
 pub mod sink;
+pub mod sockets;
 pub mod state_file;
 pub mod systemd;

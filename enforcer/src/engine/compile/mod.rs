@@ -12,7 +12,7 @@ use globset::GlobSet;
 
 use super::name::Name;
 use super::plan::Matcher;
-use super::policy::{Diagnostic, Lists, Pattern, PolicySet, Rule, Severity, Tally};
+use super::policy::{Action, Diagnostic, Lists, Origin, Pattern, PolicySet, Rule, Severity, Tally};
 use super::tables::{Budget, Patterns, Tables, said};
 
 pub use networks::Network;
@@ -75,6 +75,13 @@ pub struct Counts {
     pub networks: usize,
 }
 
+/// What a rule does, and where it stands.
+#[derive(Clone, Debug)]
+pub struct About {
+    pub action: Action,
+    pub origin: Origin,
+}
+
 /// A policy set, ready for questions.
 #[derive(Clone, Debug)]
 pub struct Compiled {
@@ -87,6 +94,8 @@ pub struct Compiled {
     said: Vec<Match>,
     networks: Vec<(Network, Entry)>,
     lists: Vec<Tally>,
+    /// What is told of each rule.
+    about: HashMap<RuleId, About>,
     counts: Counts,
     warnings: Vec<Diagnostic>,
 }
@@ -128,8 +137,10 @@ impl Compiled {
             networks: set.rules.iter().map(|rule| rule.networks.len()).sum(),
         };
         let warnings = warnings(&lists, &tables, &set.rules);
+        let about = |rule: &Rule| (rule.id, About { action: rule.action, origin: rule.origin.clone() });
+        let about = set.rules.iter().map(about).collect();
         let rules = set.rules.iter().map(|rule| (rule.id, rule.name.as_str().into())).collect();
-        Ok(Self { rules, tables, globs, said, networks, lists, counts, warnings })
+        Ok(Self { rules, tables, globs, said, networks, lists, about, counts, warnings })
     }
 
     /// The rules that name this host. Within one action the first rule of the set.
@@ -167,6 +178,10 @@ impl Compiled {
 
     pub fn rule_name(&self, id: RuleId) -> Option<&str> {
         self.rules.get(&id).map(AsRef::as_ref)
+    }
+
+    pub fn rule(&self, id: RuleId) -> Option<&About> {
+        self.about.get(&id)
     }
 
     pub fn counts(&self) -> Counts {
@@ -230,7 +245,7 @@ mod tests {
     use enforcer_common::verdict::FOREVER;
     use ipnetwork::IpNetwork;
 
-    use super::super::policy::{Action, Origin, rule_id};
+    use super::super::policy::rule_id;
     use super::*;
 
     const KEY: [u64; 2] = [7, 8];

@@ -5,6 +5,7 @@
 //! but hardly meant). Nothing stops at the first error: `diagnostic` collects them all.
 
 mod diagnostic;
+mod digest;
 mod lint;
 mod lists;
 mod model;
@@ -14,6 +15,7 @@ mod pattern;
 mod raw;
 
 pub use diagnostic::{Diagnostic, Excerpt, Position, Severity};
+pub use digest::digests;
 pub use lint::cut_off;
 pub use lists::{ListFormat, Lists, Reason, Said, Tally};
 pub use model::{Action, List, Origin, PolicySet, Rule, rule_id};

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde::Serialize;
 
-use crate::engine::policy::{Lists, PolicySet, Source};
+pub use crate::engine::policy::Source;
+use crate::engine::policy::{Lists, PolicySet};
 
 pub use watch::{Listed, Lists as WatchedLists, watch};
 
@@ -86,7 +87,7 @@ pub fn scan(dir: &Path) -> (Vec<Source>, Vec<Problem>) {
 
 /// Editors' backups and locks (`.#a.toml`, `#a.toml#`, `a.toml~`, `.a.toml.swp`) and the `..data` of
 /// Kubernetes are no policies.
-fn is_policy_name(name: &OsStr) -> bool {
+pub fn is_policy_name(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
     name.ends_with(b".toml") && !name.starts_with(b".") && !name.starts_with(b"#")
 }

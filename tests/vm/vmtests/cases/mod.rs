@@ -1,5 +1,6 @@
 //! The tests by name. A name says what is promised.
 
+mod admin;
 mod clients;
 mod events;
 pub(crate) mod facts;
@@ -32,7 +33,8 @@ pub(crate) fn is_native() -> bool {
 
 pub(crate) fn all() -> Vec<Test> {
     if is_native() {
-        return [race::native(), resolvers::tests(), facts::native(), volume::tests()].concat();
+        return [race::native(), resolvers::tests(), facts::native(), volume::tests(), admin::tests()]
+            .concat();
     }
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if command_line.split_whitespace().any(|word| word == WITHOUT_BPF) {
@@ -45,6 +47,7 @@ pub(crate) fn all() -> Vec<Test> {
         clients::tests(),
         life::tests(),
         reload::tests(),
+        admin::tests(),
         race::tests(),
         events::tests(),
         facts::tests(),
