@@ -13,6 +13,7 @@ mod network;
 mod parse;
 mod pattern;
 mod raw;
+mod schema;
 
 pub use diagnostic::{Diagnostic, Excerpt, Position, Severity};
 pub use digest::digests;
@@ -21,6 +22,7 @@ pub use lists::{ListFormat, Lists, Reason, Said, Tally};
 pub use model::{Action, List, Origin, PolicySet, Rule, rule_id};
 pub use parse::{Parsed, Source, parse};
 pub use pattern::{Pattern, Refusal};
+pub use schema::schema;
 
 /// A policy file is text that somebody wrote. Longer ones are refused before they are read as TOML.
 pub const FILE_BYTES: usize = 1024 * 1024;

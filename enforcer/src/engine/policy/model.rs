@@ -8,6 +8,7 @@ use std::sync::Arc;
 use enforcer_common::RuleId;
 use enforcer_common::verdict::{CANARY_RULE, NO_RULE};
 use ipnetwork::IpNetwork;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::lists::{ListFormat, Lists, Said};
@@ -68,11 +69,14 @@ pub struct List {
     pub origin: Origin,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
+    /// It is let through, whatever other rules say: an exception.
     Allow,
+    /// It is refused with EPERM.
     Deny,
+    /// It is let through, and reported as what would be denied.
     Audit,
 }
 

@@ -28,7 +28,7 @@ pub(super) struct RawList {
     pub(super) format: ListFormat,
 }
 
-const KEYS: [&str; 6] = ["name", "description", "action", "hosts", "lists", "networks"];
+pub(super) const KEYS: [&str; 6] = ["name", "description", "action", "hosts", "lists", "networks"];
 /// What names destinations; one of them must be there.
 const DESTINATIONS: [&str; 3] = ["hosts", "lists", "networks"];
 const LIST_EXAMPLE: &str = "lists = [{ path = \"lists/trackers.txt\", format = \"domains\" }]";

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use globset::Glob;
 use ipnetwork::IpNetwork;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::diagnostic::{Diagnostic, Position, Severity, escape};
@@ -21,7 +22,7 @@ use super::model::{Action, List};
 use super::pattern::Refusal;
 
 /// How a list file is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ListFormat {
     /// A host pattern a line, as under `hosts`; `#` begins a comment.
