@@ -2,10 +2,12 @@
 
 mod installer;
 mod policies;
+mod recent;
 mod remember;
 mod repeats;
 mod report;
 mod start;
+mod trial;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{error, info, warn};
 
+use crate::api::{Reply, Request};
 use crate::config::{Config, OnStop};
 use crate::engine::compile::{Beside, Compiled};
 use crate::engine::process::Tail;
@@ -39,6 +42,7 @@ use crate::sys::{clock, memory, policy_dir, routes};
 
 use installer::Installer;
 use policies::Policies;
+use recent::Recent;
 use remember::Memory;
 use repeats::Firsts;
 use start::Started;
@@ -123,6 +127,8 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         host,
         installer: Installer::new(kernel)?,
         policies: Policies::new(config.policies.clone(), lists),
+        trial: None,
+        recent: Recent::default(),
         memory: Memory::new(config.state.clone()),
         processes: Processes::new(cgroup, config.arguments),
         sinks,
@@ -190,6 +196,8 @@ struct Daemon {
     state: State,
     installer: Installer,
     policies: Policies,
+    trial: Option<trial::Running>,
+    recent: Recent,
     memory: Memory,
     processes: Processes,
     sinks: Sinks,
@@ -350,6 +358,7 @@ impl Daemon {
     /// `seen`: when the kernel saw it, if it was told at once.
     fn emit(&mut self, event: Arc<Event>, seen: Option<u64>) {
         self.events += 1;
+        self.recent.push(&event);
         self.sinks.send(Arc::clone(&event));
         if let Some(metrics) = &self.metrics {
             metrics.event(&event, seen.map(|seen| clock::boot_ns().saturating_sub(seen)));
@@ -514,6 +523,7 @@ impl Daemon {
         } else if host::resolvers_version() != self.resolvers {
             self.look_at_host();
         }
+        self.end_trial(now);
         let steps = self.state.tick(now);
         self.installer.apply(steps, &mut self.state);
         self.tell_losses();
@@ -570,9 +580,16 @@ impl Daemon {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&line)]);
     }
 
-    fn answer(&self, request: crate::api::Request, reply: oneshot::Sender<crate::api::Reply>) {
+    fn answer(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+        let answer = match request {
+            Request::Reload => self.reload_and_tell("enforcer reload"),
+            Request::Try { name, staged, seconds } => self.try_out(name, staged, seconds),
+            Request::Keep => self.keep(),
+            Request::Undo => self.undo(),
+            request => report::reply(self, request),
+        };
         // A client that left does not want its answer any more.
-        let _ = reply.send(report::reply(self, request));
+        let _ = reply.send(answer);
     }
 
     fn end(self, why: Option<Stop>) -> Result<ExitCode, DaemonError> {

@@ -14,6 +14,8 @@ use super::start::Enforcement;
 use crate::api::{self, Counters, Denied, DnsStatus, MapStatus, Reply, Request, Status};
 use crate::config::{DefaultVerdict, Mode};
 use crate::engine::compile::Network;
+use crate::engine::explain::Asked;
+use crate::engine::record::Event;
 use crate::engine::state::{Claimed, speaking};
 use crate::sys::bpf::Hooks;
 use crate::sys::canary::Canary;
@@ -25,7 +27,12 @@ pub(super) fn reply(daemon: &Daemon, request: Request) -> Reply {
     match request {
         Request::Status => Reply::Status(Box::new(status(daemon))),
         Request::Denied => Reply::Denied(denied(daemon)),
-        Request::Events => Reply::Error("events are streamed, not asked for".into()),
+        Request::Explain { what } => explain(daemon, &what),
+        Request::Trial => Reply::Trial(daemon.trial()),
+        // The daemon's loop answers these itself.
+        Request::Events | Request::Reload | Request::Try { .. } | Request::Keep | Request::Undo => {
+            Reply::Error("this is not asked for here".into())
+        }
     }
 }
 
@@ -97,6 +104,12 @@ fn status(daemon: &Daemon) -> Status {
         warnings: Vec::new(),
     };
     status.warnings = warnings(&status, &enforcement.problems);
+    if let Some(trial) = daemon.trial() {
+        status.warnings.push(format!(
+            "{} is on trial for {} s more: `enforcer apply --keep` keeps it",
+            trial.name, trial.seconds_left
+        ));
+    }
     status
 }
 
@@ -251,6 +264,28 @@ fn warnings(status: &Status, problems: &[String]) -> Vec<String> {
         format!("{} pieces of DNS over TCP were lost: their addresses may not be denied", dns.streams_lost),
     );
     warnings
+}
+
+fn explain(daemon: &Daemon, what: &str) -> Reply {
+    let event = match what.strip_prefix("event:").map(|sequence| sequence.parse().ok()) {
+        None => None,
+        Some(sequence) => match sequence.and_then(|sequence| daemon.recent.find(sequence)) {
+            Some(event) => Some(event),
+            None => return Reply::Error(daemon.recent.lacks(what)),
+        },
+    };
+    let destination =
+        event.as_ref().and_then(|event| event.connect()).map(|connect| Asked::Address(connect.dst_ip));
+    let asked = match destination.map_or_else(|| Asked::new(what), Ok) {
+        Ok(asked) => asked,
+        Err(error) => return Reply::Error(error),
+    };
+    match daemon.state.explain(&asked, clock::boot_ns()) {
+        Some(explanation) => {
+            Reply::Explained(Box::new(explanation), event.map(|event| Box::new(Event::clone(&event))))
+        }
+        None => Reply::Error("no policy could be loaded yet: enforcer status says why".into()),
+    }
 }
 
 fn denied(daemon: &Daemon) -> Vec<Denied> {

@@ -4,6 +4,7 @@
 pub mod compile;
 pub mod conditions;
 pub mod dns;
+pub mod explain;
 pub mod filter;
 pub mod format;
 pub mod name;

@@ -1,11 +1,11 @@
 //! Everything the daemon knows, and how each input changes it. Effects come back as values: steps for the
 //! address map, events for the sinks.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use enforcer_common::event::{AF_INET, AF_INET6, AnswerRecord, ConnectRecord, Layer, RETURNED};
-use enforcer_common::verdict::{BootNanos, Conditional, FOREVER, NO_RULE};
+use enforcer_common::verdict::{BootNanos, Conditional, FOREVER, NO_RULE, Said};
 use enforcer_common::{Addr, Claim, Entry, RuleId, Seats, Verdict};
 
 use super::compile::{Compiled, Network};
@@ -13,6 +13,7 @@ use super::conditions::Table;
 use super::dns::stream::{Flow, Streams};
 use super::dns::table::{Binding, Origin, Table as DnsTable, TableConfig};
 use super::dns::wire;
+use super::explain::{self, Asked, Explanation, Known, Running};
 use super::name::Name;
 use super::plan::{Matcher, Planner, Step, View};
 use super::policy::Action;
@@ -358,6 +359,25 @@ impl State {
 
     pub fn compiled(&self) -> Option<&Compiled> {
         self.compiled.as_ref()
+    }
+
+    /// Why this is denied, or is not. `None`: no policy could be loaded yet.
+    pub fn explain(&self, asked: &Asked, now: BootNanos) -> Option<Explanation> {
+        let installed = |addr: Addr| self.planner.installed().get(&addr).copied();
+        let never = |addr: Addr| self.never.contains(addr);
+        let running = Running { table: &self.table, installed: &installed, never: &never, now };
+        Some(explain::explain(asked, &Known { compiled: self.compiled.as_ref()?, running: Some(running) }))
+    }
+
+    /// Every address that is denied now.
+    pub fn denied(&self, now: BootNanos) -> BTreeSet<Addr> {
+        let denies = |entry: &Entry| {
+            let mut said = Said::NOTHING;
+            said.hear(entry, now);
+            said.decide().verdict == Verdict::Deny
+        };
+        let denied = self.planner.installed().iter().filter(|(_, entry)| denies(entry));
+        denied.map(|(addr, _)| *addr).collect()
     }
 
     pub fn rule_name(&self, rule: RuleId) -> Option<&str> {

@@ -15,9 +15,9 @@ use super::conditions::{self, Accounts, CONDITIONAL, Resolved, Seated, Table, To
 use super::name::Name;
 use super::plan::Matcher;
 use super::policy::{
-    Account, Diagnostic, Lists, Pattern, PolicySet, Position, Rule, Scope, Severity, Skipped,
+    Account, Action, Diagnostic, Lists, Origin, Pattern, PolicySet, Rule, Scope, Severity, Tally,
 };
-use super::tables::{Budget, Patterns, Tables, said};
+use super::tables::{Budget, Patterns, Tables, excepted, said};
 
 pub use networks::{Network, side_by_side};
 
@@ -127,6 +127,13 @@ pub struct Counts {
     pub networks: usize,
 }
 
+/// What a rule does, and where it stands.
+#[derive(Clone, Debug)]
+pub struct About {
+    pub action: Action,
+    pub origin: Origin,
+}
+
 /// A policy set, ready for questions.
 #[derive(Clone, Debug)]
 pub struct Compiled {
@@ -140,6 +147,9 @@ pub struct Compiled {
     /// Made when the first odd name comes: it takes much memory, and few hosts ever see one.
     odd: OnceLock<Globs>,
     networks: BTreeMap<Network, Entry>,
+    lists: Vec<Tally>,
+    /// What is told of each rule.
+    about: HashMap<RuleId, About>,
     counts: Counts,
     warnings: Vec<Diagnostic>,
     any_named: bool,
@@ -159,6 +169,7 @@ impl Compiled {
         beside: &Beside,
         budget: Budget,
     ) -> Result<Self, Vec<Diagnostic>> {
+        let set = &*set.with_listed_networks(lists);
         let (conditions, seats) =
             seated(&set.rules, lists, key, beside).map_err(|why| conditions::too_many(&set.rules, why))?;
         let by = |((place, rule), seat): ((u32, &Rule), &Option<u32>)| said(place, rule, *seat);
@@ -169,8 +180,9 @@ impl Compiled {
         let globs: Vec<(Match, Glob)> = patterns.globs.iter().map(by).collect();
         Globs::new(&globs).map_err(|error| too_many_globs(&set.rules, &error))?;
         let count = patterns.count();
-        let skipped = std::mem::take(&mut patterns.skipped);
-        let tables = Tables::new(&said, patterns, budget);
+        let tallies = std::mem::take(&mut patterns.lists);
+        let excepts: Vec<Match> = (0..).zip(&set.rules).map(|(place, rule)| excepted(place, rule)).collect();
+        let tables = Tables::new(&said, &excepts, patterns, budget);
         if tables.names > NAMES {
             return Err(too_many_names(&set.rules));
         }
@@ -182,22 +194,36 @@ impl Compiled {
             globs: tables.globs,
             states: tables.states,
             late_globs: tables.late.len(),
-            skipped: skipped.iter().map(|skipped| skipped.lines).sum(),
+            skipped: tallies.iter().map(Tally::all_skipped).sum(),
             networks: set.rules.iter().map(|rule| rule.networks.len()).sum(),
         };
         let late: HashSet<&str> = tables.late.iter().map(|(_, glob)| glob.as_str()).collect();
         let late: Vec<(Match, Glob)> =
             globs.iter().filter(|(_, glob)| late.contains(glob.glob())).cloned().collect();
         let late = Globs::new(&late).map_err(|error| too_many_globs(&set.rules, &error))?;
-        let mut warnings = warnings(&skipped, &tables, &set.rules);
+        let mut warnings = warnings(&tallies, &tables, &set.rules);
         warnings.extend(set.rules.iter().flat_map(|rule| unknown_accounts(rule, &beside.accounts)));
         let any_named = set.rules.iter().any(|rule| rule.conditions.scope.names_accounts());
         let known =
             |(rule, said): (&Rule, &Match)| (rule.id, Known { name: rule.name.as_str().into(), said: *said });
         let rules = set.rules.iter().zip(&said).map(known).collect();
         let globs = globs.into_iter().map(|(said, glob)| (said, glob.glob().into())).collect();
-        let odd = OnceLock::new();
-        Ok(Self { rules, conditions, tables, late, globs, odd, networks, counts, warnings, any_named })
+        let about = |rule: &Rule| (rule.id, About { action: rule.action, origin: rule.origin.clone() });
+        let about = set.rules.iter().map(about).collect();
+        Ok(Self {
+            rules,
+            conditions,
+            tables,
+            late,
+            globs,
+            odd: OnceLock::new(),
+            networks,
+            lists: tallies,
+            about,
+            counts,
+            warnings,
+            any_named,
+        })
     }
 
     /// The rules that name this host. Within one action the first rule of the set.
@@ -261,8 +287,17 @@ impl Compiled {
         &self.conditions
     }
 
+    pub fn rule(&self, id: RuleId) -> Option<&About> {
+        self.about.get(&id)
+    }
+
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// What each list held, in the order of the rules.
+    pub fn lists(&self) -> &[Tally] {
+        &self.lists
     }
 
     /// What is allowed, but hardly meant, or weaker than it looks.
@@ -343,18 +378,7 @@ impl Globs {
     }
 }
 
-fn warnings(skipped: &[Skipped], tables: &Tables, rules: &[Rule]) -> Vec<Diagnostic> {
-    let skipped = skipped.iter().map(|skipped| Diagnostic {
-        severity: Severity::Warning,
-        file: skipped.path.to_string(),
-        position: Some(Position { line: skipped.line, column: 1 }),
-        excerpt: None,
-        message: format!(
-            "{} lines are no host patterns and were skipped; the first: {}",
-            skipped.lines, skipped.why
-        ),
-        hint: skipped.hint.clone(),
-    });
+fn warnings(lists: &[Tally], tables: &Tables, rules: &[Rule]) -> Vec<Diagnostic> {
     let late = tables.late.iter().filter_map(|(place, glob)| {
         let rule = rules.get(*place as usize)?;
         let message = format!(
@@ -365,7 +389,7 @@ fn warnings(skipped: &[Skipped], tables: &Tables, rules: &[Rule]) -> Vec<Diagnos
         let hint = "write it with fewer `*`, or as `.example.com`".to_owned();
         Some(Diagnostic { severity: Severity::Warning, ..Diagnostic::about_rule(&rule.origin, message, hint) })
     });
-    skipped.chain(late).collect()
+    lists.iter().filter_map(Tally::warning).chain(late).collect()
 }
 
 fn too_many_names(rules: &[Rule]) -> Vec<Diagnostic> {
@@ -400,7 +424,7 @@ mod tests {
     use enforcer_common::verdict::FOREVER;
     use ipnetwork::IpNetwork;
 
-    use super::super::policy::{Action, Conditions, Origin, rule_id};
+    use super::super::policy::{Conditions, rule_id};
     use super::*;
 
     const KEY: [u64; 2] = [7, 8];

@@ -1,5 +1,6 @@
 //! What a policy says, after everything that could be wrong with it was refused.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -8,9 +9,10 @@ use std::sync::Arc;
 use enforcer_common::RuleId;
 use enforcer_common::verdict::{CANARY_RULE, NO_RULE};
 use ipnetwork::IpNetwork;
+use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::lists::ListFormat;
+use super::lists::{ListFormat, Lists, Said};
 use super::pattern::Pattern;
 
 /// All rules of all files, in file-name order, then in their order in the file.
@@ -20,6 +22,25 @@ pub struct PolicySet {
 }
 
 impl PolicySet {
+    /// The same rules, with the networks of their lists beside their own.
+    pub fn with_listed_networks(&self, lists: &Lists) -> Cow<'_, Self> {
+        let has_any = |rule: &Rule| rule.lists.iter().any(|list| list.format == ListFormat::Networks);
+        if !self.rules.iter().any(has_any) {
+            return Cow::Borrowed(self);
+        }
+        let mut set = self.clone();
+        for rule in &mut set.rules {
+            for list in rule.lists.iter().filter(|list| list.format == ListFormat::Networks) {
+                lists.read(list, rule.action, |said| {
+                    if let Said::Network(network) = said {
+                        rule.networks.push(network);
+                    }
+                });
+            }
+        }
+        Cow::Owned(set)
+    }
+
     /// Every list file once, with a place that names it.
     pub fn lists(&self) -> BTreeMap<Arc<str>, Origin> {
         let lists = self.rules.iter().flat_map(|rule| &rule.lists);
@@ -92,11 +113,14 @@ pub struct List {
     pub origin: Origin,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
+    /// It is let through, whatever other rules say: an exception.
     Allow,
+    /// It is refused with EPERM.
     Deny,
+    /// It is let through, and reported as what would be denied.
     Audit,
 }
 

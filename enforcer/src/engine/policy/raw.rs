@@ -30,7 +30,7 @@ pub(super) struct RawList {
     pub(super) format: ListFormat,
 }
 
-const KEYS: [&str; 9] =
+pub(super) const KEYS: [&str; 9] =
     ["name", "description", "action", "hosts", "lists", "networks", "ports", "protocols", "scope"];
 /// What names destinations; one of them must be there.
 const DESTINATIONS: [&str; 3] = ["hosts", "lists", "networks"];
@@ -256,8 +256,14 @@ fn list_format(value: &Spanned<DeValue<'_>>, report: &mut Report<'_>) -> Option<
     let text = string("format", "\"domains\"", value, report)?;
     let found = ListFormat::ALL.into_iter().find(|format| format.as_str() == text.get_ref());
     if found.is_none() {
-        let message = format!("this version reads no lists of the format {}", quote(text.get_ref()));
-        report.error(text.span(), message, "write \"domains\": a host pattern a line, `#` begins a comment");
+        let formats = ListFormat::ALL.map(ListFormat::as_str);
+        let instead = match closest(text.get_ref(), formats) {
+            Some(close) => format!("did you mean \"{close}\"?"),
+            None => {
+                format!("a format is one of {}", formats.map(|format| format!("\"{format}\"")).join(", "))
+            }
+        };
+        report.error(text.span(), format!("{} is no format of lists", quote(text.get_ref())), instead);
     }
     found
 }

@@ -16,7 +16,7 @@ use enforcer_common::name::{
 use enforcer_common::repeat::{Repeat, Step, plainly};
 
 use super::name::Name;
-use super::policy::{Action, Lists, Pattern, PolicySet, Rule, Said, Skipped};
+use super::policy::{Action, Lists, Pattern, PolicySet, Rule, Said, Tally};
 
 pub use automata::{Budget, Glob};
 use names::Names;
@@ -48,14 +48,14 @@ pub struct Tables {
 pub struct Patterns {
     names: Names,
     pub globs: Vec<(u32, globset::Glob)>,
-    /// Lines of lists that are no patterns.
-    pub skipped: Vec<Skipped>,
+    /// What each list held.
+    pub lists: Vec<Tally>,
 }
 
 impl Patterns {
     /// `lists` has every list of the set. `key` is random: see `SuffixHash`.
     pub fn collect(set: &PolicySet, lists: &Lists, key: [u64; 2]) -> Self {
-        let (mut names, mut globs, mut skipped) = (Names::new(key), Vec::new(), Vec::new());
+        let (mut names, mut globs, mut tallies) = (Names::new(key), Vec::new(), Vec::new());
         for (place, rule) in (0..).zip(&set.rules) {
             for pattern in &rule.hosts {
                 match pattern {
@@ -65,13 +65,20 @@ impl Patterns {
                 }
             }
             for list in &rule.lists {
-                skipped.extend(lists.read(list, |said| match said {
-                    Said::Name { domain, itself, below } => names.push(domain, place, itself, below),
+                tallies.push(lists.read(list, rule.action, |said| match said {
+                    Said::Name { domain, itself, below, except: false } => {
+                        names.push(domain, place, itself, below);
+                    }
+                    Said::Name { domain, itself, below, except: true } => {
+                        names.except(domain, place, itself, below);
+                    }
                     Said::Glob(glob) => globs.push((place, glob)),
+                    // They stand in the rule already: `PolicySet::with_listed_networks`.
+                    Said::Network(_) => {}
                 }));
             }
         }
-        Self { names, globs, skipped }
+        Self { names, globs, lists: tallies }
     }
 
     /// As the rules and their lists write them.
@@ -81,13 +88,16 @@ impl Patterns {
 }
 
 impl Tables {
-    /// `said`: by each rule of the set about what it names.
-    pub fn new(said: &[Match], patterns: Patterns, budget: Budget) -> Self {
+    /// `said`: by each rule of the set about what it names; `excepted`: about what its lists except.
+    pub fn new(said: &[Match], excepted: &[Match], patterns: Patterns, budget: Budget) -> Self {
         let Patterns { names, globs, .. } = patterns;
         let said = |place: u32| said[place as usize];
         let key = names.key();
         let mut sayings = Sayings::default();
-        let named = names.build(&mut sayings, said);
+        let named = names.build(&mut sayings, |place, except| match except {
+            true => excepted[place as usize],
+            false => said(place),
+        });
         let globs: Vec<Glob<'_>> = globs
             .iter()
             .map(|(place, glob)| Glob { place: *place, text: glob.glob(), said: said(*place) })
@@ -109,7 +119,7 @@ impl Tables {
     pub fn empty() -> Self {
         Self::with_names(
             [0; 2],
-            Names::new([0; 2]).build(&mut Sayings::default(), |_| Match::NONE),
+            Names::new([0; 2]).build(&mut Sayings::default(), |_, _| Match::NONE),
             Vec::new(),
         )
     }
@@ -170,6 +180,16 @@ pub fn said(place: u32, rule: &Rule, seat: Option<u32>) -> Match {
         Action::Allow => Match { allow: by, ..Match::NONE },
         Action::Deny => Match { deny: by, ..Match::NONE },
         Action::Audit => Match { audit: by, ..Match::NONE },
+    }
+}
+
+/// What a rule at this place says about a name that its lists except: whatever else names it, it may be reached. A
+/// conditional rule must not open anything to those whom it does not concern: its lists except nothing.
+pub fn excepted(place: u32, rule: &Rule) -> Match {
+    if rule.conditions.is_empty() {
+        Match { allow: placed(place, rule.id), ..Match::NONE }
+    } else {
+        Match::NONE
     }
 }
 
@@ -272,7 +292,7 @@ mod tests {
 
     fn tables(set: &PolicySet, budget: Budget) -> Tables {
         let said: Vec<Match> = (0..).zip(&set.rules).map(|(place, rule)| said(place, rule, None)).collect();
-        Tables::new(&said, Patterns::collect(set, &Lists::default(), KEY), budget)
+        Tables::new(&said, &said, Patterns::collect(set, &Lists::default(), KEY), budget)
     }
 
     /// What the tables say and what the daemon's matcher, which is made of globset, says.

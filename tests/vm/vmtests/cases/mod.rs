@@ -1,5 +1,6 @@
 //! The tests by name. A name says what is promised.
 
+mod admin;
 mod clients;
 mod defaults;
 mod events;
@@ -47,6 +48,7 @@ pub(crate) fn all() -> Vec<Test> {
             rules::tests(),
             scopes::tests(),
             defaults::tests(),
+            admin::tests(),
         ]
         .concat();
     }
@@ -64,6 +66,7 @@ pub(crate) fn all() -> Vec<Test> {
         rules::tests(),
         scopes::tests(),
         defaults::tests(),
+        admin::tests(),
         race::tests(),
         events::tests(),
         facts::tests(),
