@@ -48,8 +48,8 @@ pub fn excepts(to: &Destination, caller: &impl Caller) -> bool {
 }
 
 /// A packet is about to be delivered: if it is a datagram, its sender may be answered. One behind IPv6 extension
-/// headers is not noted.
-#[inline(always)]
+/// headers is not noted. A function of its own: the stack of matching has no room for what this needs.
+#[inline(never)]
 pub fn note(skb: *mut __sk_buff) {
     let Ok([first]) = field::<1>(skb, 0) else { return };
     let (protocol, from, at) = if first >> 4 == 4 {

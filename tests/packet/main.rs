@@ -46,12 +46,12 @@ hosts = ["good.tracker.example", "ok*.example"]
 [[rule]]
 name = "web-only"
 action = "deny"
-hosts = [".ads.example", "cdn[0-9].example", "denied.example", "innocent.example"]
+hosts = [".ads.example", "cdn[0-9].example", "denied.example", "shop.example"]
 ports = [443]
 [[rule]]
 name = "not-by-udp"
 action = "allow"
-hosts = ["*track*", "innocent.example", "unit-*.example"]
+hosts = ["*track*", "shop.example", "unit-*.example"]
 protocols = ["udp"]
 "#;
 
