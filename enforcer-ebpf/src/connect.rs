@@ -140,7 +140,7 @@ fn judge(
 }
 
 #[inline(always)]
-fn look_up(to: &Destination) -> Decision {
+pub fn look_up(to: &Destination) -> Decision {
     let key = Addr::from_v6(to.octets).octets();
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_boot_ns() };

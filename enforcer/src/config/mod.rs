@@ -36,6 +36,8 @@ pub struct Config {
     /// What is not reported, at most `limits::IGNORES` of them.
     pub ignore: Vec<Ignore>,
     pub layer: LayerChoice,
+    /// Packets are looked at when they leave, too.
+    pub egress: bool,
     pub require_lsm: bool,
     pub ttl_floor: Duration,
     pub ttl_cap: Duration,
@@ -120,6 +122,7 @@ impl Default for Config {
             aggregate: None,
             ignore: Vec::new(),
             layer: LayerChoice::Auto,
+            egress: true,
             require_lsm: false,
             ttl_floor: Duration::from_secs(60 * 60),
             ttl_cap: Duration::from_secs(24 * 60 * 60),

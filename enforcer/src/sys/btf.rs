@@ -81,6 +81,8 @@ fn offsets_of(bytes: &[u8]) -> Result<Offsets, BtfError> {
         user_ns_inum: at("user_namespace", &["ns", "inum"])?,
         sock_net: at("sock", &["__sk_common", "skc_net"])?,
         sock_uid: at("sock", &["sk_uid"])?,
+        sock_socket: at("sock", &["sk_socket"])?,
+        socket_file: at("socket", &["file"])?,
     })
 }
 

@@ -1,5 +1,6 @@
 //! The tests by name. A name says what is promised.
 
+mod backstop;
 mod clients;
 mod events;
 pub(crate) mod facts;
@@ -41,6 +42,7 @@ pub(crate) fn all() -> Vec<Test> {
             volume::tests(),
             forgery::tests(),
             protected::tests(),
+            backstop::tests(),
         ]
         .concat();
     }
@@ -62,6 +64,7 @@ pub(crate) fn all() -> Vec<Test> {
         outcome::tests(),
         forgery::tests(),
         protected::tests(),
+        backstop::tests(),
     ]
     .concat()
 }
