@@ -52,7 +52,7 @@ pub struct Question {
 /// A hash and one more word. It need not be strong: who finds a collision finds a place in a bucket, or another question
 /// that he has to be asked first. Multiplied twice, for the first carries differences upwards only.
 #[inline(always)]
-const fn mix(hash: u64, word: u64) -> u64 {
+pub const fn mix(hash: u64, word: u64) -> u64 {
     let once = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let twice = (once ^ once >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
     twice ^ twice >> 32

@@ -41,10 +41,12 @@ pub enum Counter {
     AnswersRepeated = 16,
     /// Answers with a denied name that were not believed, and so not delivered.
     AnswersWithheld = 17,
+    /// Packets that left for a denied address although no hook had refused them, and were refused.
+    PacketsRefused = 18,
 }
 
 /// The counters of what became of the answers follow the others.
-pub const OUTCOMES_AT: u32 = 18;
+pub const OUTCOMES_AT: u32 = 19;
 /// And after them those of why answers were not believed.
 pub const DOUBTS_AT: u32 = OUTCOMES_AT + OUTCOMES;
 pub const COUNTERS: u32 = DOUBTS_AT + DOUBTS;

@@ -22,6 +22,8 @@ pub enum Layer {
     LsmSendmsg = 2,
     CgroupConnect = 3,
     CgroupSendmsg = 4,
+    /// A packet that left, which no other hook refused.
+    Egress = 5,
 }
 
 impl Layer {
@@ -31,6 +33,7 @@ impl Layer {
             2 => Some(Self::LsmSendmsg),
             3 => Some(Self::CgroupConnect),
             4 => Some(Self::CgroupSendmsg),
+            5 => Some(Self::Egress),
             _ => None,
         }
     }

@@ -67,6 +67,8 @@ pub struct Offsets {
     pub sock_net: u32,
     pub sock_uid: u32,
     pub sock_cookie: u32,
+    pub sock_socket: u32,
+    pub socket_file: u32,
 }
 
 /// The offset of a field that this kernel does not have.
@@ -100,7 +102,8 @@ pub struct Settings {
     pub audit: u32,
     /// 1: what no rule speaks of is refused.
     pub default_deny: u32,
-    pub reserved: u32,
+    /// 1: packets are looked at when they leave.
+    pub egress: u32,
     /// Of the tables of what is not reported: a bit each. Those that hold for a verdict (`Verdict` is the index), and
     /// those that say nothing about users, groups of processes, ports, and networks.
     pub ignored_verdicts: [u64; 3],

@@ -17,6 +17,9 @@ pub const TRUSTED: u32 = 8192;
 /// Connections from here to a port 53, the newest of them. What comes by an older one is not believed.
 pub const OPENED: u32 = 16_384;
 
+/// Flows that were refused on their way out, the newest of them: each is reported once. What is pushed out is reported again.
+pub const REFUSED: u32 = 4096;
+
 /// Networks of `never_deny`. Full: the configuration is refused.
 pub const NEVER_DENY: u32 = 4096;
 

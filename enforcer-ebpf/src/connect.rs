@@ -9,7 +9,7 @@ use enforcer_common::{
     Addr, Decision, Entry, Said, Verdict,
     counter::Counter,
     event::{AF_INET, AF_INET6, Layer},
-    verdict::{CANARY_RULE, NO_RULE},
+    verdict::{BootNanos, CANARY_RULE, NO_RULE},
 };
 
 use crate::{
@@ -203,8 +203,24 @@ fn look_up(to: &Destination, caller: &impl Caller) -> Decision {
     let key = Addr::from_v6(to.octets).octets();
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_boot_ns() };
+    let (said, conditional) = said(&key, now);
+    if now >= conditional {
+        return said.decide();
+    }
+    said.decide().stronger(conditions::decide(&key, now, to.port, caller.protocol()))
+}
+
+/// What is decided about a destination whoever connects. Nothing, where a conditional rule may have a say.
+#[inline(always)]
+pub fn look_up_for_all(to: &Destination, now: BootNanos) -> Decision {
+    let (said, conditional) = said(&Addr::from_v6(to.octets).octets(), now);
+    if now >= conditional { said.decide() } else { Decision::DEFAULT }
+}
+
+/// What the rules without conditions say, and until when some conditional rule may have a say.
+#[inline(always)]
+fn said(key: &[u8; 16], now: BootNanos) -> (Said, BootNanos) {
     let mut said = Said::NOTHING;
-    // Until when some conditional rule may have a say.
     let mut conditional = 0;
     let mut hear = |entry: &Entry| {
         said.hear(entry, now);
@@ -213,22 +229,19 @@ fn look_up(to: &Destination, caller: &impl Caller) -> Decision {
         }
     };
     // SAFETY: the kernel replaces whole elements.
-    if let Some(entry) = unsafe { ADDRESSES.get(key) } {
+    if let Some(entry) = unsafe { ADDRESSES.get(*key) } {
         hear(entry);
     }
     for slot in 0..2 {
         // SAFETY: elements are changed in place, word by word, each word valid with the others' old values.
-        if let Some(entry) = ANSWERED.get(slot).and_then(|map| unsafe { map.get(key) }) {
+        if let Some(entry) = ANSWERED.get(slot).and_then(|map| unsafe { map.get(*key) }) {
             hear(entry);
         }
     }
-    if let Some(entry) = NETWORKS.get(&Key::new(128, key)) {
+    if let Some(entry) = NETWORKS.get(&Key::new(128, *key)) {
         hear(entry);
     }
-    if now >= conditional {
-        return said.decide();
-    }
-    said.decide().stronger(conditions::decide(&key, now, to.port, caller.protocol()))
+    (said, conditional)
 }
 
 /// The one fail-open place of the connect path, counted and shown by `enforcer status`.

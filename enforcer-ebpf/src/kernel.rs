@@ -71,6 +71,8 @@ static OFFSETS: Offsets = Offsets {
     sock_net: 0,
     sock_uid: 0,
     sock_cookie: 0,
+    sock_socket: 0,
+    socket_file: 0,
 };
 
 #[unsafe(no_mangle)]
@@ -88,7 +90,7 @@ static SETTINGS: Settings = Settings {
     one_socket: 0,
     audit: 0,
     default_deny: 0,
-    reserved: 0,
+    egress: 0,
     ignored_verdicts: [0; 3],
     any_user: 0,
     any_cgroup: 0,
@@ -180,6 +182,11 @@ pub fn one_socket() -> bool {
     global!(SETTINGS.one_socket) != 0
 }
 
+#[inline(always)]
+pub fn egress_wanted() -> bool {
+    global!(SETTINGS.egress) != 0
+}
+
 /// The daemon's network namespace, and the user namespace that it belongs to. `None`: kernel memory must not be read,
 /// so there is nothing to compare them with.
 #[inline(always)]
@@ -225,6 +232,16 @@ impl Sock {
     #[inline(always)]
     pub fn protocol(&self) -> Result<u16, Unreadable> {
         read(self.0, global!(OFFSETS.sock_protocol))
+    }
+
+    /// Whether a process can have it in hand: no if it is the kernel's own, with which it answers pings and refuses connections.
+    #[inline(always)]
+    pub fn has_file(&self) -> Result<bool, Unreadable> {
+        let socket: Pointer = read(self.0, global!(OFFSETS.sock_socket))?;
+        if socket.is_null() {
+            return Ok(false);
+        }
+        read(socket, global!(OFFSETS.socket_file)).map(|file: Pointer| !file.is_null())
     }
 
     /// Whose it is, as the initial user namespace numbers users.

@@ -6,7 +6,7 @@
 //! | LSM `socket_sendmsg` | the same for Fast Open and unconnected datagrams, which pass no connect |
 //! | exit of `__sys_connect_file` | report what became of a connect, where that is wanted |
 //! | cgroup `connect4/6`, `sendmsg4/6` | the same where the kernel has no BPF LSM |
-//! | cgroup_skb egress | remember DNS questions |
+//! | cgroup_skb egress | refuse what no hook saw; remember DNS questions |
 //! | cgroup_skb ingress | match DNS answers to questions that were asked, enter their addresses, copy them to the ring; drops an answer with a denied name when nobody asked for it, or an address finds no room |
 
 #![no_std]
@@ -15,6 +15,7 @@
 
 mod answer;
 mod atomic;
+mod backstop;
 mod belief;
 mod conditions;
 mod connect;
@@ -95,6 +96,9 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_skb(egress)]
 pub fn dns_egress(ctx: SkBuffContext) -> i32 {
+    if !backstop::passes(ctx.skb.skb) {
+        return DROP;
+    }
     belief::egress(ctx.skb.skb);
     PASS
 }

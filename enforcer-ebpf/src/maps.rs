@@ -95,6 +95,11 @@ pub static TRUSTED: LpmTrie<[u8; 16], u32, { limits::TRUSTED as usize }> = LpmTr
 pub static CONDITIONS: ArrayOfMaps<ConditionRows, 2> = ArrayOfMaps::new();
 pub type ConditionRows = Array<Seats, 1, FILLED>;
 
+/// Flows (socket and destination, hashed) that were refused on their way out. Written and read by `dns_egress`. Full: the one
+/// that was not used for longest makes room.
+#[btf_map]
+pub static REFUSED: LruHashMap<u64, u64, { limits::REFUSED as usize }> = LruHashMap::new();
+
 /// What `dns_ingress` remembers while it handles a packet.
 #[btf_map]
 pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();

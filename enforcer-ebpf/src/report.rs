@@ -123,7 +123,7 @@ pub fn once(draft: &mut Draft) {
 
 /// Before anything can be lost, so that a missing number is a lost record.
 #[inline(always)]
-fn next_sequence() -> u64 {
+pub fn next_sequence() -> u64 {
     let Some(last) = SEQUENCE.get_ptr_mut(0) else { return 0 };
     // SAFETY: an aligned element of the map.
     let before = unsafe { atomic::fetch_add(last, 1) };

@@ -163,6 +163,9 @@ pub struct Counters {
     /// Packets from port 53 that could not be copied for the daemon.
     pub uncopied_packets: u64,
     pub events: u64,
+    /// Packets that no hook had refused, and that were refused on their way out.
+    #[serde(default)]
+    pub packets_refused: u64,
     /// Connects that the configuration ignores.
     pub ignored: u64,
     /// Connects that were counted as repeats of an event.

@@ -38,6 +38,8 @@ pub struct Config {
     pub mode: Mode,
     pub default: DefaultVerdict,
     pub layer: LayerChoice,
+    /// Packets are looked at when they leave, too.
+    pub egress: bool,
     pub require_lsm: bool,
     pub ttl_floor: Duration,
     pub ttl_cap: Duration,
@@ -138,6 +140,7 @@ impl Default for Config {
             mode: Mode::Enforce,
             default: DefaultVerdict::Allow,
             layer: LayerChoice::Auto,
+            egress: true,
             require_lsm: false,
             ttl_floor: Duration::from_secs(60 * 60),
             ttl_cap: Duration::from_secs(24 * 60 * 60),

@@ -125,6 +125,7 @@ fn counters(daemon: &Daemon) -> Counters {
         incomplete_events: count(Counter::FaultSocket) + count(Counter::FaultTask),
         uncopied_packets: count(Counter::FaultPacket),
         events: daemon.events,
+        packets_refused: count(Counter::PacketsRefused),
         ignored: count(Counter::Ignored),
         repeated: count(Counter::Repeated),
         unaggregated: count(Counter::Unaggregated),

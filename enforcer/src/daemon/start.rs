@@ -153,6 +153,7 @@ fn attach(
         ignore: &config.ignore,
         cgroup_root: mount,
         read_kernel: !confidential(preflight),
+        egress: config.egress,
         lifetime: Lifetime { floor: seconds(config.ttl_floor), cap: seconds(config.ttl_cap) },
     };
     let (mut kernel, ring) = match Kernel::start(&options) {

@@ -288,6 +288,8 @@ pub enum LayerName {
     LsmSendmsg,
     CgroupConnect,
     CgroupSendmsg,
+    /// A packet that left although no other hook had refused it. Who sent it is not known: `pid` is 0.
+    Egress,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]

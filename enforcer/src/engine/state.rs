@@ -496,6 +496,7 @@ fn layer_name(byte: u8) -> LayerName {
         Some(Layer::LsmSendmsg) => LayerName::LsmSendmsg,
         Some(Layer::CgroupConnect) => LayerName::CgroupConnect,
         Some(Layer::CgroupSendmsg) => LayerName::CgroupSendmsg,
+        Some(Layer::Egress) => LayerName::Egress,
     }
 }
 

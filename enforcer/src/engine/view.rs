@@ -99,6 +99,7 @@ impl LayerName {
             Self::LsmSendmsg => "lsm_sendmsg",
             Self::CgroupConnect => "cgroup_connect",
             Self::CgroupSendmsg => "cgroup_sendmsg",
+            Self::Egress => "egress",
         }
     }
 }

@@ -89,6 +89,8 @@ fn offsets_of(bytes: &[u8]) -> Result<Offsets, BtfError> {
         sock_net: at("sock", &["__sk_common", "skc_net"])?,
         sock_uid: at("sock", &["sk_uid"])?,
         sock_cookie: at("sock", &["__sk_common", "skc_cookie"])?,
+        sock_socket: at("sock", &["sk_socket"])?,
+        socket_file: at("socket", &["file"])?,
     })
 }
 

@@ -135,6 +135,8 @@ pub struct Options<'a> {
     pub cgroup_root: &'a Path,
     /// False under lockdown=confidentiality.
     pub read_kernel: bool,
+    /// Packets are looked at when they leave, too.
+    pub egress: bool,
     /// How long the packet path believes an answer.
     pub lifetime: Lifetime,
 }
@@ -327,7 +329,7 @@ pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
         one_socket: 0,
         audit: options.audit.into(),
         default_deny: options.default_deny.into(),
-        reserved: 0,
+        egress: options.egress.into(),
         ignored_verdicts: masks.verdicts,
         any_user: masks.any_user,
         any_cgroup: masks.any_cgroup,

@@ -1,6 +1,7 @@
 //! The tests by name. A name says what is promised.
 
 mod admin;
+mod backstop;
 mod clients;
 mod defaults;
 mod events;
@@ -49,6 +50,7 @@ pub(crate) fn all() -> Vec<Test> {
             scopes::tests(),
             defaults::tests(),
             admin::tests(),
+            backstop::tests(),
         ]
         .concat();
     }
@@ -74,6 +76,7 @@ pub(crate) fn all() -> Vec<Test> {
         outcome::tests(),
         forgery::tests(),
         protected::tests(),
+        backstop::tests(),
     ]
     .concat()
 }

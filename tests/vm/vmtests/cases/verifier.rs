@@ -76,6 +76,7 @@ fn programs() -> Result<Vec<(String, u64, f64)>> {
         }],
         cgroup_root: Path::new("/sys/fs/cgroup"),
         read_kernel: true,
+        egress: true,
         lifetime: Lifetime { floor: 60, cap: 3600 },
     };
     let mut ebpf = bpf::load(&options, pin)?;
