@@ -64,6 +64,11 @@ pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
             "events lists security_socket_connect, which needs the LSM hooks: there are no such events";
         problems.push(text.to_owned());
     }
+    if confidential(&preflight) {
+        let text = "the kernel is locked down (confidentiality): who connects cannot be read, and rules with a scope \
+                    apply to nobody";
+        problems.push(text.to_owned());
+    }
     let enforcement = Enforcement { kernel: preflight.kernel, hooks, reason, canary, problems };
     announce(&enforcement);
     Ok(Started { kernel, ring, enforcement, cgroup: mount })
