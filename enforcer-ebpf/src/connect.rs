@@ -213,12 +213,12 @@ fn look_up(to: &Destination, caller: &impl Caller) -> Decision {
         }
     };
     // SAFETY: the kernel replaces whole elements.
-    if let Some(entry) = unsafe { ADDRESSES.get(key) } {
+    if let Some(entry) = unsafe { ADDRESSES.get(&key) } {
         hear(entry);
     }
     for slot in 0..2 {
         // SAFETY: elements are changed in place, word by word, each word valid with the others' old values.
-        if let Some(entry) = ANSWERED.get(slot).and_then(|map| unsafe { map.get(key) }) {
+        if let Some(entry) = ANSWERED.get(slot).and_then(|map| unsafe { map.get(&key) }) {
             hear(entry);
         }
     }
