@@ -34,7 +34,10 @@ impl Rows for Conditions {
 /// What the conditional rules that name this destination decide about a connect of the current process.
 #[inline(always)]
 pub fn decide(key: &[u8; 16], now: u64, port: u16, protocol: u16) -> Decision {
-    let packed = decide_packed(key, now, port.into(), protocol.into());
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *key;
+    let high = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+    let low = u64::from_ne_bytes([i, j, k, l, m, n, o, p]);
+    let packed = decide_packed(high, low, now, u64::from(port) << 16 | u64::from(protocol));
     let rule = packed as u32;
     match Verdict::from_wire((packed >> 32) as u8) {
         Some(verdict) if rule != NO_RULE => Decision { verdict, rule },
@@ -42,10 +45,15 @@ pub fn decide(key: &[u8; 16], now: u64, port: u16, protocol: u16) -> Decision {
     }
 }
 
-/// A function of its own, with one word as its result: the verifier follows what happens in here once, and not again
-/// for everything that comes after it. For the same reason all sets are in map memory.
+/// A global function, of words and with a word as its result: the verifier follows what happens in here once, and not
+/// again for every way that leads here and everything that comes after it. For the same reason all sets are in map
+/// memory.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn decide_packed(key: &[u8; 16], now: u64, port: u32, protocol: u32) -> u64 {
+pub extern "C" fn decide_packed(high: u64, low: u64, now: u64, port_and_protocol: u64) -> u64 {
+    let ([a, b, c, d, e, f, g, h], [i, j, k, l, m, n, o, p]) = (high.to_ne_bytes(), low.to_ne_bytes());
+    let key = [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p];
+    let (port, protocol) = ((port_and_protocol >> 16) as u16, port_and_protocol as u16);
     let Some(scratch) = Scratch::take() else {
         count(Counter::FaultTask);
         return 0;
@@ -57,21 +65,21 @@ fn decide_packed(key: &[u8; 16], now: u64, port: u32, protocol: u32) -> u64 {
         }
     };
     // SAFETY: the kernel replaces whole elements.
-    if let Some(entry) = unsafe { ADDRESSES.get(*key) } {
+    if let Some(entry) = unsafe { ADDRESSES.get(&key) } {
         hear(entry);
     }
     for slot in 0..2 {
         // SAFETY: elements are changed in place, word by word, each word valid with the others' old values.
-        if let Some(entry) = ANSWERED.get(slot).and_then(|map| unsafe { map.get(*key) }) {
+        if let Some(entry) = ANSWERED.get(slot).and_then(|map| unsafe { map.get(&key) }) {
             hear(entry);
         }
     }
-    if let Some(entry) = NETWORKS.get(&Key::new(128, *key)) {
+    if let Some(entry) = NETWORKS.get(&Key::new(128, key)) {
         hear(entry);
     }
     let mut packed = 0;
     if let Some(rules) = Conditions::new() {
-        narrow(&mut scratch.named, &rules, port as u16, protocol as u16);
+        narrow(&mut scratch.named, &rules, port, protocol);
         if !scratch.named.is_none() {
             scope::keep(scratch, &rules);
         }

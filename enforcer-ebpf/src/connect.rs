@@ -229,12 +229,12 @@ fn said(key: &[u8; 16], now: BootNanos) -> (Said, BootNanos) {
         }
     };
     // SAFETY: the kernel replaces whole elements.
-    if let Some(entry) = unsafe { ADDRESSES.get(*key) } {
+    if let Some(entry) = unsafe { ADDRESSES.get(key) } {
         hear(entry);
     }
     for slot in 0..2 {
         // SAFETY: elements are changed in place, word by word, each word valid with the others' old values.
-        if let Some(entry) = ANSWERED.get(slot).and_then(|map| unsafe { map.get(*key) }) {
+        if let Some(entry) = ANSWERED.get(slot).and_then(|map| unsafe { map.get(key) }) {
             hear(entry);
         }
     }

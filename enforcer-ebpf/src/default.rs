@@ -31,20 +31,32 @@ pub struct Peer {
 /// Whether the default does not apply.
 #[inline(always)]
 pub fn excepts(to: &Destination, caller: &impl Caller) -> bool {
-    let addr = Addr::from_v6(to.octets);
+    excepts_packed(&to.octets, to.port, caller.protocol(), caller.cookie()) != 0
+}
+
+/// A function of its own, for the sake of the stack.
+#[inline(never)]
+fn excepts_packed(octets: &[u8; 16], port: u16, protocol: u16, cookie: u64) -> u64 {
+    excepted(*octets, port, protocol, cookie).into()
+}
+
+#[inline(always)]
+fn excepted(octets: [u8; 16], port: u16, protocol: u16, cookie: u64) -> bool {
+    let addr = Addr::from_v6(octets);
     if addr.is_loopback() {
         return true;
     }
+    let octets = addr.octets();
     // SAFETY: only whether there is an element matters, not what is in it.
-    if to.port == DNS && unsafe { HOST.get(addr.octets()) }.is_some() {
+    if port == DNS && unsafe { HOST.get(&octets) }.is_some() {
         return true;
     }
-    if caller.protocol() != UDP {
+    if protocol != UDP {
         return false;
     }
-    let peer = Peer { cookie: caller.cookie(), addr: addr.octets(), port: to.port.into(), reserved: 0 };
+    let peer = Peer { cookie, addr: addr.octets(), port: port.into(), reserved: 0 };
     // SAFETY: as above.
-    addr.gives_leases(to.port) || (peer.cookie != 0 && unsafe { PEERS.get(peer) }.is_some())
+    addr.gives_leases(port) || (peer.cookie != 0 && unsafe { PEERS.get(&peer) }.is_some())
 }
 
 /// A packet is about to be delivered: if it is a datagram, its sender may be answered. One behind IPv6 extension
@@ -67,10 +79,10 @@ pub fn note(skb: *mut __sk_buff) {
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
     let peer = Peer { cookie, addr: from.octets(), port: u16::from_be_bytes(port).into(), reserved: 0 };
     // SAFETY: only whether there is an element matters, not what is in it.
-    if cookie != 0 && unsafe { PEERS.get(peer) }.is_none() {
+    if cookie != 0 && unsafe { PEERS.get(&peer) }.is_none() {
         // SAFETY: takes no argument.
         let now = unsafe { bpf_ktime_get_boot_ns() };
         // Full: who was not heard or answered for longest makes room.
-        let _ = PEERS.insert(peer, now, 0);
+        let _ = PEERS.insert(&peer, &now, 0);
     }
 }

@@ -30,7 +30,8 @@ pub fn wanted(verdict: Verdict, connects: bool) -> bool {
     }
 }
 
-#[inline(always)]
+/// A function of its own, so that its stack and that of the decision do not lie one above the other.
+#[inline(never)]
 pub fn connect(to: &Destination, from: &Source, layer: Layer, verdict: Verdict, rule: RuleId) {
     let has_connections = from.sock_type == SOCK_STREAM || from.sock_type == SOCK_SEQPACKET;
     if !is_event(if has_connections { TCP_CONNECT } else { UDP_CONNECT }) {

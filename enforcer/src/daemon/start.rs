@@ -70,6 +70,11 @@ pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
                     addresses, and so have addresses denied for everybody. Set it to 1024, or at least to 54";
         problems.push(text.to_owned());
     }
+    if confidential(&preflight) {
+        let text = "the kernel is locked down (confidentiality): who connects cannot be read, and rules with a scope \
+                    apply to nobody";
+        problems.push(text.to_owned());
+    }
     let enforcement = Enforcement { kernel: preflight.kernel, hooks, reason, canary, problems };
     announce(&enforcement);
     Ok(Started { kernel, ring, enforcement, cgroup: mount })

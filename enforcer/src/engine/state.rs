@@ -93,6 +93,8 @@ pub struct State {
     table: DnsTable,
     streams: Streams,
     planner: Planner,
+    /// A change of the policy has been prepared, and must be concluded.
+    staged: bool,
     never: NeverDeny,
     dns: DnsCounts,
     refused: Refused,
@@ -107,6 +109,7 @@ impl State {
             table: DnsTable::new(table),
             streams: Streams::default(),
             planner: Planner::default(),
+            staged: false,
             never,
             dns: DnsCounts::default(),
             refused: Refused::default(),
@@ -158,6 +161,10 @@ impl State {
     /// Before a new set of rules: entries that it will need beside those that are there. `in_force`: the seats of
     /// conditional rules before it; its own are not yet.
     pub fn prepare(&mut self, compiled: &Compiled, in_force: Seats, now: BootNanos) -> Vec<Step> {
+        self.staged |= compiled.is_staged() || self.compiled.as_ref().is_none_or(Compiled::is_staged);
+        if !self.staged {
+            return Vec::new();
+        }
         let never = |addr| self.never.contains(addr);
         let view = View { table: &self.table, matcher: compiled, never: &never, now };
         self.planner.prepare(in_force, &view)
@@ -165,7 +172,7 @@ impl State {
 
     /// The conditional rules of the set before this one are not in force any more.
     pub fn conclude(&mut self, now: BootNanos) -> Vec<Step> {
-        self.plan(now, Planner::conclude)
+        if std::mem::take(&mut self.staged) { self.plan(now, Planner::conclude) } else { Vec::new() }
     }
 
     /// A new set of rules: matched against everything already seen.

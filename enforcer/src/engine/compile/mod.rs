@@ -278,6 +278,11 @@ impl Compiled {
         self.rules.get(&id).map(|rule| rule.name.as_ref())
     }
 
+    /// Whether some rule allows, or has conditions: it cannot be put in force address by address.
+    pub fn is_staged(&self) -> bool {
+        self.rules.values().any(|rule| rule.said.allow != name::NOBODY || !rule.said.conditional.is_none())
+    }
+
     /// Whether a rule speaks of users or groups by name, whose numbers can change.
     pub fn names_accounts(&self) -> bool {
         self.any_named

@@ -200,7 +200,7 @@ pub(super) fn fingerprint(table: &Table, seat: u32) -> u64 {
     table.row(rows::FINGERPRINTS + seat / 8).map_or(0, |row| row.0[seat as usize % 8])
 }
 
-fn hash_of<'a>(key: [u64; 2], components: impl IntoIterator<Item = &'a str>) -> u64 {
+pub(super) fn hash_of<'a>(key: [u64; 2], components: impl IntoIterator<Item = &'a str>) -> u64 {
     let mut hash = PathHash::new(key);
     for component in components {
         // No policy has longer ones.

@@ -1,4 +1,4 @@
-use enforcer_common::condition::{decide, key, narrow, spoken_of};
+use enforcer_common::condition::{Kind, decide, keep_spoken, key, narrow, spoken_of};
 use enforcer_common::verdict::{Decision, NO_RULE};
 use enforcer_common::{Claim, Entry, Said, Verdict};
 use proptest::prelude::*;
@@ -47,12 +47,41 @@ fn seats(all: impl IntoIterator<Item = u32>) -> Seats {
 
 /// A connect as the table decides it, all conditional rules naming its destination.
 fn decided(table: &Table, named: Seats, port: u16, protocol: u16) -> Decision {
-    decided_beside(Said::NOTHING, table, named, port, protocol)
+    decided_beside(Said::NOTHING, table, named, port, protocol, &Who::default())
 }
 
+/// Who connects.
+#[derive(Clone, Debug, Default)]
+struct Who {
+    uid: u32,
+    groups: Vec<u32>,
+    executable: &'static str,
+}
+
+const EXECUTABLES: [&str; 3] = ["/usr/bin/a", "/usr/bin/b", "/b/usr"];
+
 /// The same beside what unconditional rules say.
-fn decided_beside(said: Said, table: &Table, mut named: Seats, port: u16, protocol: u16) -> Decision {
+fn decided_beside(
+    said: Said,
+    table: &Table,
+    mut named: Seats,
+    port: u16,
+    protocol: u16,
+    who: &Who,
+) -> Decision {
     narrow(&mut named, table, port, protocol);
+    // As the kernel side does: each kind by itself, whoever has several of a kind has what any of them gives.
+    let path = sheet::hash_of(KEY, who.executable.trim_start_matches('/').rsplit('/'));
+    let kinds = [
+        (rows::ANY_USER, vec![key(Kind::User, who.uid.into())]),
+        (rows::ANY_GROUP, who.groups.iter().map(|group| key(Kind::Group, u64::from(*group))).collect()),
+        (rows::ANY_EXECUTABLE, vec![key(Kind::Executable, path)]),
+    ];
+    for (any, keys) in kinds {
+        let mut spoken = Seats::NONE;
+        keys.into_iter().filter_map(|key| spoken_of(table, key)).for_each(|seats| spoken.add(seats));
+        keep_spoken(&mut named, table, any, Some(&spoken));
+    }
     said.decide().stronger(decide(&named, table))
 }
 
@@ -150,20 +179,24 @@ fn every_thing_finds_room() {
     let scope = Scope { users: numbers.clone(), groups: numbers, ..Scope::default() };
     let table = table(&[(4, rule("r", Action::Deny, Conditions { scope, ..Conditions::default() }))]);
     for uid in 0..5000 {
-        assert_eq!(
-            spoken_of(&table, key(enforcer_common::condition::Kind::User, uid * 7)),
-            Some(&Seats::one(4))
-        );
-        assert_eq!(spoken_of(&table, key(enforcer_common::condition::Kind::User, uid * 7 + 1)), None);
+        assert_eq!(spoken_of(&table, key(Kind::User, uid * 7)), Some(&Seats::one(4)));
+        assert_eq!(spoken_of(&table, key(Kind::User, uid * 7 + 1)), None);
     }
 }
 
 /// Rules, some of them conditional, as a naive reader of the policy takes them.
-fn naive(rules: &[(u32, Rule)], unconditional: &[Action], port: u16, protocol: u16) -> Verdict {
+fn naive(rules: &[(u32, Rule)], unconditional: &[Action], port: u16, protocol: u16, who: &Who) -> Verdict {
     let covers = |rule: &Rule| {
-        let Conditions { ports, protocols, .. } = &rule.conditions;
+        let Conditions { ports, protocols, scope } = &rule.conditions;
+        let has = |written: &[Account], id: u32| written.is_empty() || written.contains(&Account::Id(id));
+        let by_groups = scope.groups.is_empty() || who.groups.iter().any(|group| has(&scope.groups, *group));
+        let by_path =
+            scope.executables.is_empty() || scope.executables.iter().any(|path| path == who.executable);
         (ports.is_empty() || ports.iter().any(|range| range.contains(&port)))
             && (protocols.is_empty() || protocols.contains(&protocol))
+            && has(&scope.users, who.uid)
+            && by_groups
+            && by_path
     };
     let any = |action| {
         unconditional.contains(&action) || rules.iter().any(|(_, rule)| rule.action == action && covers(rule))
@@ -179,7 +212,25 @@ fn naive(rules: &[(u32, Rule)], unconditional: &[Action], port: u16, protocol: u
 fn conditions() -> impl Strategy<Value = Conditions> {
     let range = (0..12_u16, 0..5_u16).prop_map(|(first, more)| first..=first + more);
     let protocols = prop::sample::subsequence(vec![6, 17, 132], 0..3);
-    (prop::collection::vec(range, 0..3), protocols).prop_map(|(ports, protocols)| on(&ports, &protocols))
+    let ids = || prop::collection::vec((0..4_u32).prop_map(Account::Id), 0..3);
+    let executables = prop::sample::subsequence(EXECUTABLES.map(str::to_owned).to_vec(), 0..2);
+    let scope = (ids(), ids(), executables).prop_map(|(users, groups, executables)| Scope {
+        users,
+        groups,
+        executables,
+        ..Scope::default()
+    });
+    let all = (prop::collection::vec(range, 0..3), protocols, scope);
+    all.prop_map(|(ports, protocols, scope)| Conditions { scope, ..on(&ports, &protocols) })
+}
+
+fn who() -> impl Strategy<Value = Who> {
+    let groups = prop::collection::vec(0..4_u32, 0..3);
+    (0..4_u32, groups, 0..EXECUTABLES.len()).prop_map(|(uid, groups, at)| Who {
+        uid,
+        groups,
+        executable: EXECUTABLES[at],
+    })
 }
 
 fn some_rules() -> impl Strategy<Value = Vec<(u32, Rule)>> {
@@ -198,10 +249,10 @@ fn some_rules() -> impl Strategy<Value = Vec<(u32, Rule)>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Kinds of rules, precedence, ports, protocols: the table decides as the policy reads.
+    /// Kinds of rules, precedence, ports, protocols, scopes: the table decides as the policy reads.
     #[test]
     fn the_table_decides_as_the_policy_reads(
-        rules in some_rules(), more in some_rules(), claims in prop::sample::subsequence(Action::ALL.to_vec(), 0..3),
+        rules in some_rules(), more in some_rules(), who in who(), claims in prop::sample::subsequence(Action::ALL.to_vec(), 0..3),
     ) {
         let claim = |action| if claims.contains(&action) { Claim::new(1, 2) } else { Claim::NONE };
         let entry = Entry {
@@ -221,12 +272,12 @@ proptest! {
         for port in [0, 1, 5, 9, 16, 17, 443] {
             for protocol in [6, 17, 132, 1] {
                 for table in [&one, &both] {
-                    let got = decided_beside(said, table, named(&rules), port, protocol);
-                    prop_assert_eq!(got.verdict, naive(&rules, &claims, port, protocol));
+                    let got = decided_beside(said, table, named(&rules), port, protocol, &who);
+                    prop_assert_eq!(got.verdict, naive(&rules, &claims, port, protocol, &who));
                 }
                 let all: Vec<(u32, Rule)> = rules.iter().chain(&others).cloned().collect();
-                let got = decided_beside(said, &both, named(&all), port, protocol);
-                prop_assert_eq!(got.verdict, naive(&all, &claims, port, protocol));
+                let got = decided_beside(said, &both, named(&all), port, protocol, &who);
+                prop_assert_eq!(got.verdict, naive(&all, &claims, port, protocol, &who));
             }
         }
     }
