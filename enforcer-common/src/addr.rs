@@ -39,12 +39,21 @@ impl Addr {
         }
     }
 
+    /// Of this host itself: loopback, or unspecified, which a connect takes for loopback.
     #[inline(always)]
     pub fn is_loopback(&self) -> bool {
         match self.as_v4() {
-            Some([first, ..]) => first == 127,
-            None => matches!(self.0, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+            Some([a, b, c, d]) => a == 127 || (a == 0 && b == 0 && c == 0 && d == 0),
+            None => matches!(self.0, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 | 1]),
         }
+    }
+
+    /// Whether whoever gives this host its own addresses is asked here (DHCP, RFC 2131, and DHCPv6, RFC 8415): to
+    /// everybody on the link, not to one server.
+    #[inline(always)]
+    pub fn gives_leases(&self, port: u16) -> bool {
+        const V6: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2];
+        (port == 67 && self.0 == Self::from_v4([255; 4]).0) || (port == 547 && self.0 == V6)
     }
 
     /// Addresses that no DNS answer may ever deny: denying them harms the host itself, and whoever owns
@@ -87,6 +96,27 @@ mod tests {
         }
         assert_eq!(key.as_v4(), Some([192, 0, 2, 1]));
         assert_eq!(canonical("2001:db8::1").as_v4(), None);
+    }
+
+    #[test]
+    fn the_host_itself_and_who_gives_it_addresses() {
+        for text in ["127.0.0.1", "127.9.9.9", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"] {
+            assert!(canonical(text).is_loopback(), "{text}");
+        }
+        for text in ["0.0.0.1", "128.0.0.1", "169.254.169.254", "::2", "fe80::1", "::1:0"] {
+            assert!(!canonical(text).is_loopback(), "{text}");
+        }
+        let rows = [
+            ("255.255.255.255", 67, true),
+            ("ff02::1:2", 547, true),
+            ("255.255.255.255", 68, false),
+            ("ff02::1:2", 67, false),
+            ("192.0.2.1", 67, false),
+            ("ff02::1:3", 547, false),
+        ];
+        for (text, port, want) in rows {
+            assert_eq!(canonical(text).gives_leases(port), want, "{text} {port}");
+        }
     }
 
     #[test]

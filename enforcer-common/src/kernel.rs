@@ -27,6 +27,10 @@ pub struct Offsets {
     pub task_cgroups: u32,
     pub cred_uid: u32,
     pub cred_gid: u32,
+    pub cred_egid: u32,
+    pub cred_group_info: u32,
+    pub group_info_ngroups: u32,
+    pub group_info_gid: u32,
     pub css_set_dfl_cgrp: u32,
     pub cgroup_kn: u32,
     pub kernfs_node_id: u32,
@@ -53,6 +57,9 @@ pub struct Offsets {
     pub mount_mnt: u32,
     pub mount_parent: u32,
     pub mount_mountpoint: u32,
+    pub mount_mnt_ns: u32,
+    pub mnt_namespace_user_ns: u32,
+    pub user_namespace_level: u32,
     pub nsproxy_net: u32,
     pub net_inum: u32,
     pub net_user_ns: u32,
@@ -61,6 +68,7 @@ pub struct Offsets {
     pub sock_uid: u32,
     pub sock_socket: u32,
     pub socket_file: u32,
+    pub sock_cookie: u32,
 }
 
 /// The offset of a field that this kernel does not have.
@@ -92,6 +100,10 @@ pub struct Settings {
     pub one_socket: u32,
     /// 1: packets are looked at when they leave.
     pub egress: u32,
+    /// 1: nothing is refused; what would be is reported with the verdict "audit".
+    pub audit: u32,
+    /// 1: what no rule speaks of is refused.
+    pub default_deny: u32,
     /// Of the tables of what is not reported: a bit each. Those that hold for a verdict (`Verdict` is the index), and
     /// those that say nothing about users, groups of processes, ports, and networks.
     pub ignored_verdicts: [u64; 3],

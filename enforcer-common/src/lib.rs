@@ -7,6 +7,7 @@
 pub mod addr;
 pub mod answer;
 pub mod belief;
+pub mod condition;
 pub mod counter;
 pub mod event;
 pub mod kernel;
@@ -16,4 +17,5 @@ pub mod repeat;
 pub mod verdict;
 
 pub use addr::Addr;
-pub use verdict::{Claim, Decision, Entry, RuleId, Verdict, decide};
+pub use condition::Seats;
+pub use verdict::{Claim, Decision, Entry, RuleId, Said, Verdict};

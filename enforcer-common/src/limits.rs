@@ -61,5 +61,9 @@ pub const IGNORES: usize = 64;
 /// Users, control groups and networks in them. More are refused with the configuration.
 pub const IGNORE_KEYS: u32 = 4096;
 
+/// Senders of datagrams that may be answered where the default is to deny. Full: the one not heard of for longest
+/// makes room.
+pub const PEERS: u32 = 65_536;
+
 /// Connects under way whose outcome is waited for. Full: the connect is reported at once, without it.
 pub const PENDING: u32 = 16_384;

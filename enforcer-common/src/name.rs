@@ -7,6 +7,7 @@
 
 use core::ops::ControlFlow;
 
+use crate::condition::Seats;
 use crate::repeat::{Repeat, Step};
 use crate::verdict::{NO_RULE, RuleId};
 
@@ -82,33 +83,39 @@ pub const fn rule(placed: Placed) -> RuleId {
     if placed == NOBODY { NO_RULE } else { placed as u32 }
 }
 
-/// The first rule of each action that names something.
+/// The first rule of each action that names something, and all conditional ones.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Match {
     pub allow: Placed,
     pub deny: Placed,
     pub audit: Placed,
+    pub conditional: Seats,
 }
 
 impl Match {
-    pub const NONE: Self = Self { allow: NOBODY, deny: NOBODY, audit: NOBODY };
+    pub const NONE: Self = Self { allow: NOBODY, deny: NOBODY, audit: NOBODY, conditional: Seats::NONE };
 
+    pub const fn merge(mut self, other: Self) -> Self {
+        self.absorb(&other);
+        self
+    }
+
+    /// In place: the kernel's stack has no room for many of these.
     #[inline(always)]
-    pub const fn merge(self, other: Self) -> Self {
+    pub const fn absorb(&mut self, other: &Self) {
         const fn least(a: Placed, b: Placed) -> Placed {
             if a < b { a } else { b }
         }
-        Self {
-            allow: least(self.allow, other.allow),
-            deny: least(self.deny, other.deny),
-            audit: least(self.audit, other.audit),
-        }
+        self.allow = least(self.allow, other.allow);
+        self.deny = least(self.deny, other.deny);
+        self.audit = least(self.audit, other.audit);
+        self.conditional.add(&other.conditional);
     }
 
     #[inline(always)]
     pub const fn is_none(&self) -> bool {
-        self.allow & self.deny & self.audit == NOBODY
+        self.allow & self.deny & self.audit == NOBODY && self.conditional.is_none()
     }
 }
 
@@ -343,6 +350,7 @@ pub trait Matching {
     type Tables: Tables;
     fn name(&mut self) -> &mut Name;
     fn tables(&self) -> &Self::Tables;
+    fn both(&mut self) -> (&mut Name, &Self::Tables);
 }
 
 /// Sets `name().matched` to what the tables say about the text.
@@ -382,15 +390,13 @@ impl<C: Matching> Step<C> for Suffix {
         C::Tables::repeat::<SuffixWord, C>(more, context);
         let name = context.name();
         let hash = name.hash.finish(name.next_word(), len);
-        let tables = context.tables();
+        let (name, tables) = context.both();
         let said = match find(tables, hash) {
             0 => None,
             said => tables.domain(said - 1),
         };
         if let Some(said) = said {
-            let said = if start == 0 { said.itself } else { said.below };
-            let name = context.name();
-            name.matched = name.matched.merge(said);
+            name.matched.absorb(if start == 0 { &said.itself } else { &said.below });
         }
         ControlFlow::Continue(())
     }
@@ -421,15 +427,14 @@ impl<C: Matching> Step<C> for Automaton {
         let len = name.len;
         C::Tables::repeat::<AutomatonBytes, C>(len.div_ceil(AT_ONCE), context);
         let state = context.name().state;
-        let tables = context.tables();
+        let (name, tables) = context.both();
         let accepted = tables.word(state.wrapping_add(tables.header().accept));
         let said = match accepted {
             0 => None,
-            index => tables.domain(index - 1).map(|domain| domain.itself),
+            index => tables.domain(index - 1),
         };
         if let Some(said) = said {
-            let name = context.name();
-            name.matched = name.matched.merge(said);
+            name.matched.absorb(&said.itself);
         }
         ControlFlow::Continue(())
     }

@@ -1,8 +1,12 @@
 //! The one decision function.
 //!
-//! An address carries at most one claim per action: which rule makes it and until when. Precedence is the
-//! policy's: allow beats deny beats audit beats the default. Because all three stand in the entry with their
-//! own expiry, the kernel decides right while the daemon is dead and claims run out one after another.
+//! An address carries at most one claim per action: which rule makes it and until when, and the set of the
+//! conditional rules that name it. Precedence is the policy's: allow beats deny beats audit beats the default. Because
+//! all claims stand in the entry with their own expiry, the kernel decides right while the daemon is dead and they
+//! run out one after another. The conditional rules of an entry share one expiry, the longest: the daemon takes
+//! each away when its own comes.
+
+use crate::condition::Seats;
 
 /// Boot-time clock (CLOCK_BOOTTIME), nanoseconds: runs on through suspend, the same in kernel and user space.
 pub type BootNanos = u64;
@@ -67,6 +71,35 @@ impl Claim {
     }
 }
 
+/// The conditional rules that name a destination: they may decide while `now < until`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Conditional {
+    pub until: BootNanos,
+    pub rules: Seats,
+}
+
+impl Conditional {
+    pub const NONE: Self = Self { until: 0, rules: Seats::NONE };
+
+    pub const fn new(rules: Seats, until: BootNanos) -> Self {
+        if rules.is_none() { Self::NONE } else { Self { until, rules } }
+    }
+
+    #[inline(always)]
+    pub const fn holds(&self, now: BootNanos) -> bool {
+        now < self.until
+    }
+
+    const fn merge(mut self, other: &Self) -> Self {
+        self.rules.add(&other.rules);
+        if other.until > self.until {
+            self.until = other.until;
+        }
+        self
+    }
+}
+
 /// What a map says about one address or network.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -74,26 +107,29 @@ pub struct Entry {
     pub allow: Claim,
     pub deny: Claim,
     pub audit: Claim,
+    pub conditional: Conditional,
 }
 
-const _: () = assert!(size_of::<Entry>() == 48);
+const _: () = assert!(size_of::<Entry>() == 120);
 
 impl Entry {
-    pub const NONE: Self = Self { allow: Claim::NONE, deny: Claim::NONE, audit: Claim::NONE };
+    pub const NONE: Self =
+        Self { allow: Claim::NONE, deny: Claim::NONE, audit: Claim::NONE, conditional: Conditional::NONE };
 
     /// Both entries' claims together, as one entry.
-    #[inline(always)]
     pub const fn merge(self, other: Self) -> Self {
         Self {
             allow: self.allow.longer(other.allow),
             deny: self.deny.longer(other.deny),
             audit: self.audit.longer(other.audit),
+            conditional: self.conditional.merge(&other.conditional),
         }
     }
 
     /// When the last claim runs out: from then on the entry is garbage.
     pub const fn last_until(&self) -> BootNanos {
-        self.allow.longer(self.deny).longer(self.audit).until
+        let until = self.allow.longer(self.deny).longer(self.audit).until;
+        if self.conditional.until > until { self.conditional.until } else { until }
     }
 }
 
@@ -104,20 +140,74 @@ pub struct Decision {
     pub rule: RuleId,
 }
 
-/// Decides one connect from what the address map and the network map say about its destination.
-#[inline(always)]
-pub fn decide(address: Option<&Entry>, network: Option<&Entry>, now: BootNanos) -> Decision {
-    // The address first: where both claim the same, a name says more in an event than a network.
-    let address = address.copied().unwrap_or(Entry::NONE);
-    let network = network.copied().unwrap_or(Entry::NONE);
-    let by = |verdict, a: Claim, n: Claim| {
-        let claim = if a.holds(now) { a } else { n };
-        claim.holds(now).then_some(Decision { verdict, rule: claim.rule })
-    };
-    by(Verdict::Allow, address.allow, network.allow)
-        .or_else(|| by(Verdict::Deny, address.deny, network.deny))
-        .or_else(|| by(Verdict::Audit, address.audit, network.audit))
-        .unwrap_or(Decision { verdict: Verdict::Allow, rule: NO_RULE })
+impl Decision {
+    pub const DEFAULT: Self = Self { verdict: Verdict::Allow, rule: NO_RULE };
+
+    /// Of two, that of the action that beats the other's; on a tie this one.
+    #[inline(always)]
+    pub const fn stronger(self, other: Self) -> Self {
+        if other.rank() < self.rank() { other } else { self }
+    }
+
+    /// Allow beats deny beats audit beats the default.
+    #[inline(always)]
+    const fn rank(&self) -> u32 {
+        match self.verdict {
+            Verdict::Allow if self.rule == NO_RULE => 3,
+            Verdict::Allow => 0,
+            Verdict::Deny => 1,
+            Verdict::Audit => 2,
+        }
+    }
+}
+
+/// What all maps together say about a destination, conditional rules apart: a rule for each action.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    allow: RuleId,
+    deny: RuleId,
+    audit: RuleId,
+}
+
+impl Said {
+    pub const NOTHING: Self = Self { allow: NO_RULE, deny: NO_RULE, audit: NO_RULE };
+
+    /// Takes in what one map says. Who is heard first names the rule: addresses before networks, since a name says
+    /// more in an event.
+    #[inline(always)]
+    pub const fn hear(&mut self, entry: &Entry, now: BootNanos) {
+        if self.allow == NO_RULE && entry.allow.holds(now) {
+            self.allow = entry.allow.rule;
+        }
+        if self.deny == NO_RULE && entry.deny.holds(now) {
+            self.deny = entry.deny.rule;
+        }
+        if self.audit == NO_RULE && entry.audit.holds(now) {
+            self.audit = entry.audit.rule;
+        }
+    }
+
+    /// Decides one connect, as far as its destination does.
+    #[inline(always)]
+    pub const fn decide(&self) -> Decision {
+        Decision::of(self.allow, self.deny, self.audit)
+    }
+}
+
+impl Decision {
+    /// By the rule of each action that covers a connect.
+    #[inline(always)]
+    pub const fn of(allow: RuleId, deny: RuleId, audit: RuleId) -> Self {
+        if allow != NO_RULE {
+            Self { verdict: Verdict::Allow, rule: allow }
+        } else if deny != NO_RULE {
+            Self { verdict: Verdict::Deny, rule: deny }
+        } else if audit != NO_RULE {
+            Self { verdict: Verdict::Audit, rule: audit }
+        } else {
+            Self::DEFAULT
+        }
+    }
 }
 
 #[cfg(test)]
@@ -136,8 +226,15 @@ mod tests {
         };
         for n in 0..3u32.pow(6) {
             let s = |i: u32| n / 3u32.pow(i) % 3;
-            let address = Entry { allow: claim(s(0), 1), deny: claim(s(1), 2), audit: claim(s(2), 3) };
-            let network = Entry { allow: claim(s(3), 4), deny: claim(s(4), 5), audit: claim(s(5), 6) };
+            let entry = |at: u32, rule: u32| Entry {
+                allow: claim(s(at), rule),
+                deny: claim(s(at + 1), rule + 1),
+                audit: claim(s(at + 2), rule + 2),
+                ..Entry::NONE
+            };
+            let mut said = Said::NOTHING;
+            said.hear(&entry(0, 1), now);
+            said.hear(&entry(3, 4), now);
             let order = [
                 (s(0), Verdict::Allow, 1),
                 (s(3), Verdict::Allow, 4),
@@ -152,9 +249,25 @@ mod tests {
                 .map_or(Decision { verdict: Verdict::Allow, rule: NO_RULE }, |&(_, verdict, rule)| {
                     Decision { verdict, rule }
                 });
-            assert_eq!(decide(Some(&address), Some(&network), now), want, "case {n}");
+            assert_eq!(said.decide(), want, "case {n}");
         }
-        assert_eq!(decide(None, None, now), Decision { verdict: Verdict::Allow, rule: NO_RULE });
+        assert_eq!(Said::NOTHING.decide(), Decision { verdict: Verdict::Allow, rule: NO_RULE });
+    }
+
+    #[test]
+    fn the_stronger_decision_wins() {
+        let all = [
+            Decision::of(1, 2, 3),
+            Decision::of(NO_RULE, 2, 3),
+            Decision::of(NO_RULE, NO_RULE, 3),
+            Decision::of(NO_RULE, NO_RULE, NO_RULE),
+        ];
+        for (at, one) in all.iter().enumerate() {
+            for (than, other) in all.iter().enumerate() {
+                assert_eq!(one.stronger(*other), if than < at { *other } else { *one }, "{one:?} {other:?}");
+            }
+        }
+        assert_eq!(Decision::of(1, 0, 0).stronger(Decision::of(9, 0, 0)).rule, 1);
     }
 
     #[test]
@@ -165,5 +278,10 @@ mod tests {
         assert_eq!((both.deny.rule, both.allow.rule, both.audit.rule), (3, 2, 4));
         assert_eq!(both.last_until(), 20);
         assert_eq!(a.merge(Entry::NONE), a);
+        let c = Entry { conditional: Conditional::new(Seats::one(3), 30), ..Entry::NONE };
+        let d = Entry { conditional: Conditional::new(Seats::one(511), 25), ..Entry::NONE };
+        let both = a.merge(c).merge(d);
+        assert_eq!((both.last_until(), both.conditional.rules.iter().count()), (30, 2));
+        assert!(both.conditional.rules.has(3) && both.conditional.rules.has(511));
     }
 }

@@ -9,17 +9,20 @@ use aya_ebpf::{
 use enforcer_common::{
     Addr, Claim, Entry,
     answer::{self, ADDRESSES, Lifetime, MESSAGE_BYTES, Outcome, Scratch},
+    condition::{Rows, rows::ALLOW},
     counter::Counter,
     kernel::Control,
     name::{Match, NOBODY},
     repeat::Step,
-    verdict::BootNanos,
+    verdict::{BootNanos, Conditional},
 };
 
 use crate::{
-    belief, copy,
+    belief,
+    conditions::Conditions,
+    copy,
     heard::{self, News},
-    kernel::lifetime,
+    kernel::{lifetime, only_audits},
     maps::{ANSWERED, Answered, HOST, NEVER_DENY, WORK, count, count_doubt, count_outcome},
     packet::{self, NotDns, Packet, TCP, UDP, Work},
     tables::{Generation, control, repeat},
@@ -81,7 +84,7 @@ fn judge(packet: &mut Packet<'_>) -> bool {
                     return true;
                 }
             }
-            answer::read(&mut packet.work.scratch, &tables)
+            read(packet.work, &tables)
         }
     };
     // Through memory: else the verifier goes through the rest once for each.
@@ -120,8 +123,8 @@ fn judge(packet: &mut Packet<'_>) -> bool {
 #[inline(always)]
 fn unbelieved(work: &mut Work) -> bool {
     count_doubt(work.doubt);
-    let matched = work.scratch.matched();
-    let denied = matched.deny != NOBODY && matched.allow == NOBODY && work.scratch.found_len != 0;
+    let claimed = work.scratch.claimed();
+    let denied = refuses(claimed) && claimed.allow == NOBODY && work.scratch.found_len != 0;
     if denied {
         count(Counter::AnswersWithheld);
     }
@@ -154,34 +157,50 @@ fn load(packet: &mut Packet<'_>) -> Result<(), Outcome> {
     }
 }
 
+#[inline(always)]
+fn read(work: &mut Work, tables: &Generation) -> Outcome {
+    let outcome = answer::read(&mut work.scratch, tables);
+    let rules = Conditions::new();
+    work.scratch.doubt_exceptions(rules.as_ref().and_then(|rules| rules.row(ALLOW)));
+    outcome
+}
+
 /// Enters what the message says.
 #[inline(always)]
 fn enter(work: &mut Work, control: Control) {
-    let matched = work.scratch.matched();
-    if matched.is_none() || work.scratch.found_len == 0 {
+    if work.scratch.claimed().is_none() || work.scratch.found_len == 0 {
         return;
     }
     count(Counter::AnswersMatched);
-    if !enter_all(&mut work.scratch, matched, control, work.record.time) && matched.deny != NOBODY {
+    if !enter_all(work, control) && refuses(work.scratch.claimed()) {
         count(Counter::AnswersDropped);
         work.record.dropped = 1;
     }
 }
 
+/// Whether an address that could not be entered would be one that is not denied. Some conditional rule is taken for
+/// one that denies.
+#[inline(always)]
+fn refuses(claimed: &Match) -> bool {
+    (claimed.deny != NOBODY || !claimed.conditional.is_none()) && !only_audits()
+}
+
 /// Enters every address. False: one of them could not be entered.
 #[inline(always)]
-fn enter_all(scratch: &mut Scratch, matched: Match, control: Control, now: BootNanos) -> bool {
+fn enter_all(work: &mut Work, control: Control) -> bool {
     let Some(answered) = ANSWERED.get(control.answered & 1) else { return false };
-    let times = scratch.found_len;
-    let mut entering = Entering { scratch, answered, matched, lifetime: lifetime(), now, failed: 0 };
+    let times = work.scratch.found_len;
+    let now = work.record.time;
+    let (scratch, entry) = (&work.scratch, &mut work.entry);
+    let mut entering = Entering { scratch, entry, answered, lifetime: lifetime(), now, failed: 0 };
     repeat::<Enter, _>(times, &mut entering);
     entering.failed == 0
 }
 
 struct Entering<'a> {
-    scratch: &'a mut Scratch,
+    scratch: &'a Scratch,
+    entry: &'a mut Entry,
     answered: &'static Answered,
-    matched: Match,
     lifetime: Lifetime,
     now: BootNanos,
     failed: u32,
@@ -193,12 +212,12 @@ impl Step<Entering<'_>> for Enter {
     #[inline(always)]
     fn step(entering: &mut Entering<'_>, index: u32) -> ControlFlow<()> {
         let found = &entering.scratch.found[index as usize % ADDRESSES];
-        let (addr, ttl) = (found.addr, entering.scratch.ttl(found));
+        let addr = found.addr;
         if is_never_denied(addr) {
             return ControlFlow::Continue(());
         }
-        let entry = answer::entry(entering.matched, ttl, entering.lifetime, entering.now);
-        if put(entering.answered, addr, &entry) {
+        entering.scratch.write_entry(found, entering.lifetime, entering.now, entering.entry);
+        if put(entering.answered, addr, entering.entry, entering.now) {
             return ControlFlow::Continue(());
         }
         entering.failed = 1;
@@ -220,7 +239,7 @@ fn is_never_denied(addr: Addr) -> bool {
 /// one element and half of another. Two CPUs that answer about the same address at once may each lose a
 /// prolongation to the other; the daemon, which reads both answers, makes good for it.
 #[inline(always)]
-fn put(answered: &Answered, addr: Addr, entry: &Entry) -> bool {
+fn put(answered: &Answered, addr: Addr, entry: &Entry, now: BootNanos) -> bool {
     let key = addr.octets();
     // Twice, because another CPU may enter the address in between.
     for _ in 0..2 {
@@ -230,6 +249,7 @@ fn put(answered: &Answered, addr: Addr, entry: &Entry) -> bool {
                 prolong(&raw mut (*known).allow, entry.allow);
                 prolong(&raw mut (*known).deny, entry.deny);
                 prolong(&raw mut (*known).audit, entry.audit);
+                join(&raw mut (*known).conditional, &entry.conditional, now);
             }
             return true;
         }
@@ -251,6 +271,32 @@ unsafe fn prolong(known: *mut Claim, fresh: Claim) {
         if fresh.until > (&raw const (*known).until).read_volatile() {
             (&raw mut (*known).rule).write_volatile(fresh.rule);
             (&raw mut (*known).until).write_volatile(fresh.until);
+        }
+    }
+}
+
+/// # Safety
+/// `known` points to a set of conditional rules in a map.
+#[inline(always)]
+unsafe fn join(known: *mut Conditional, fresh: &Conditional, now: BootNanos) {
+    if fresh.until == 0 {
+        return;
+    }
+    // SAFETY: the caller's. What ran out must not come back with a new expiry: a reader in between finds the
+    // old set, which has run out, or a part of the new one.
+    unsafe {
+        let until = &raw mut (*known).until;
+        let over = until.read_volatile() <= now;
+        let words = (&raw mut (*known).rules.0).cast::<u64>();
+        let mut word = 0;
+        while word < fresh.rules.0.len() {
+            let at = words.add(word);
+            let old = if over { 0 } else { at.read_volatile() };
+            at.write_volatile(old | fresh.rules.0[word]);
+            word += 1;
+        }
+        if fresh.until > until.read_volatile() {
+            until.write_volatile(fresh.until);
         }
     }
 }

@@ -19,9 +19,9 @@ use enforcer_common::{
 
 use crate::{
     belief::peer,
-    connect::{Destination, look_up},
+    connect::{Destination, look_up_destination},
     draft::Draft,
-    kernel::{Pointer, Sock, egress_wanted, is_event, read},
+    kernel::{Pointer, Sock, egress_wanted, is_event, only_audits, read},
     maps::{REFUSED, count},
     packet::{NotDns, UDP, field, socket_cookie},
     report::{self, next_sequence},
@@ -68,8 +68,9 @@ fn looked_at(skb: *mut __sk_buff, sk: *mut bpf_sock, opening: bool) -> bool {
         return true;
     }
     let Ok(to) = destination(skb, opening) else { return true };
-    let Decision { verdict, rule } = look_up(&to);
-    if verdict != Verdict::Deny || rule == CANARY_RULE {
+    // What depends on who connects is for the hooks alone.
+    let Some(Decision { verdict, rule }) = look_up_destination(&to) else { return true };
+    if verdict != Verdict::Deny || rule == CANARY_RULE || only_audits() {
         return true;
     }
     count(Counter::PacketsRefused);

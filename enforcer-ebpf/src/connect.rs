@@ -1,16 +1,20 @@
 //! From a hook's arguments to a verdict: canonical address → lookup → `decide()` → report.
 
-use aya_ebpf::{bindings::bpf_sock_addr, btf_maps::lpm_trie::Key, helpers::bpf_ktime_get_boot_ns};
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    btf_maps::lpm_trie::Key,
+    helpers::{bpf_ktime_get_boot_ns, generated::bpf_get_socket_cookie},
+};
 use enforcer_common::{
-    Addr, Decision, Entry, Verdict,
+    Addr, Decision, Entry, Said, Verdict,
     counter::Counter,
-    decide,
     event::{AF_INET, AF_INET6, Layer},
-    verdict::CANARY_RULE,
+    verdict::{CANARY_RULE, NO_RULE},
 };
 
 use crate::{
-    kernel::{Message, Pointer, Socket, Unreadable, read},
+    conditions, default,
+    kernel::{Message, Pointer, Socket, Unreadable, denies_by_default, only_audits, read},
     maps::{ADDRESSES, ANSWERED, NETWORKS, count},
     report,
 };
@@ -43,6 +47,60 @@ pub struct Source {
     pub protocol: u16,
 }
 
+/// Who is asked about the connecting socket, if it matters.
+pub trait Caller {
+    /// 0, which no rule speaks of, if it cannot be read.
+    fn protocol(&self) -> u16;
+    /// 0: none, or not known.
+    fn cookie(&self) -> u64;
+    fn source(&self) -> Result<Source, Unreadable>;
+}
+
+impl Caller for Socket {
+    #[inline(always)]
+    fn protocol(&self) -> u16 {
+        self.sock().and_then(|sock| sock.protocol()).unwrap_or_else(|Unreadable| {
+            count(Counter::FaultSocket);
+            0
+        })
+    }
+
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        self.sock().and_then(|sock| sock.cookie()).unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn source(&self) -> Result<Source, Unreadable> {
+        source(self)
+    }
+}
+
+/// As a cgroup hook is told of it.
+struct Context {
+    ctx: *const bpf_sock_addr,
+    sock_type: u16,
+    protocol: u16,
+}
+
+impl Caller for Context {
+    #[inline(always)]
+    fn protocol(&self) -> u16 {
+        self.protocol
+    }
+
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        // SAFETY: the context.
+        unsafe { bpf_get_socket_cookie(self.ctx.cast_mut().cast()) }
+    }
+
+    #[inline(always)]
+    fn source(&self) -> Result<Source, Unreadable> {
+        Ok(Source { octets: [0; 16], port: 0, sock_type: self.sock_type, protocol: self.protocol })
+    }
+}
+
 impl Source {
     pub const UNKNOWN: Self = Self { octets: [0; 16], port: 0, sock_type: 0, protocol: 0 };
 }
@@ -52,7 +110,7 @@ impl Source {
 pub fn lsm_connect(socket: Socket, address: Pointer, len: i32) -> Verdict {
     report::socket(&socket, address, len);
     match sockaddr(address, len, false) {
-        Ok(Some(to)) => judge(&to, Layer::LsmConnect, true, || source(&socket)),
+        Ok(Some(to)) => judge(&to, Layer::LsmConnect, true, &socket),
         Ok(None) => Verdict::Allow,
         Err(Unreadable) => unreadable_address(),
     }
@@ -62,7 +120,7 @@ pub fn lsm_connect(socket: Socket, address: Pointer, len: i32) -> Verdict {
 #[inline(always)]
 pub fn lsm_sendmsg(socket: Socket, message: Message) -> Verdict {
     match named(&socket, &message) {
-        Ok(Some((to, always))) => judge(&to, Layer::LsmSendmsg, always, || source(&socket)),
+        Ok(Some((to, always))) => judge(&to, Layer::LsmSendmsg, always, &socket),
         Ok(None) => Verdict::Allow,
         Err(Unreadable) => unreadable_address(),
     }
@@ -102,7 +160,7 @@ pub fn cgroup(ctx: *const bpf_sock_addr, family: u16, layer: Layer) -> Verdict {
         ((octets), u16::from_be((*ctx).user_port as u16), (*ctx).type_ as u16, (*ctx).protocol as u16)
     };
     let to = Destination { octets, port, family };
-    judge(&to, layer, true, || Ok(Source { octets: [0; 16], port: 0, sock_type, protocol }))
+    judge(&to, layer, true, &Context { ctx, sock_type, protocol })
 }
 
 #[inline(always)]
@@ -111,17 +169,18 @@ fn words(a: u32, b: u32, c: u32, d: u32) -> [u8; 16] {
     [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
 }
 
-/// Looks up, decides, counts, reports.
+/// Looks up, decides, counts, reports. `connects`: else it is an address that the kernel may ignore.
 #[inline(always)]
-fn judge(
-    to: &Destination,
-    layer: Layer,
-    always_report: bool,
-    source: impl FnOnce() -> Result<Source, Unreadable>,
-) -> Verdict {
-    let Decision { verdict, rule } = look_up(to);
+fn judge(to: &Destination, layer: Layer, connects: bool, caller: &impl Caller) -> Verdict {
+    let Decision { mut verdict, rule } = look_up(to, caller);
     if rule == CANARY_RULE {
         return verdict;
+    }
+    if rule == NO_RULE && connects && denies_by_default() && !default::excepts(to, caller) {
+        verdict = Verdict::Deny;
+    }
+    if matches!(verdict, Verdict::Deny) && only_audits() {
+        verdict = Verdict::Audit;
     }
     count(Counter::Connects);
     match verdict {
@@ -129,8 +188,8 @@ fn judge(
         Verdict::Deny => count(Counter::Denied),
         Verdict::Audit => count(Counter::Audited),
     }
-    if report::wanted(verdict, always_report) {
-        let from = source().unwrap_or_else(|Unreadable| {
+    if report::wanted(verdict, connects) {
+        let from = caller.source().unwrap_or_else(|Unreadable| {
             count(Counter::FaultSocket);
             Source::UNKNOWN
         });
@@ -140,20 +199,52 @@ fn judge(
 }
 
 #[inline(always)]
-pub fn look_up(to: &Destination) -> Decision {
+fn look_up(to: &Destination, caller: &impl Caller) -> Decision {
     let key = Addr::from_v6(to.octets).octets();
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_boot_ns() };
+    let (said, conditional) = hear(&key, now);
+    if now >= conditional {
+        return said.decide();
+    }
+    said.decide().stronger(conditions::decide(&key, now, to.port, caller.protocol()))
+}
+
+/// `None`: it depends on more than the destination.
+#[inline(always)]
+pub fn look_up_destination(to: &Destination) -> Option<Decision> {
+    let key = Addr::from_v6(to.octets).octets();
+    // SAFETY: takes no argument.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let (said, conditional) = hear(&key, now);
+    (now >= conditional).then(|| said.decide())
+}
+
+/// What rules without conditions say, and until when some rule with a condition may have a say.
+#[inline(always)]
+fn hear(key: &[u8; 16], now: u64) -> (Said, u64) {
+    let mut said = Said::NOTHING;
+    let mut conditional = 0;
+    let mut hear = |entry: &Entry| {
+        said.hear(entry, now);
+        if entry.conditional.until > conditional {
+            conditional = entry.conditional.until;
+        }
+    };
     // SAFETY: the kernel replaces whole elements.
-    let mut address = unsafe { ADDRESSES.get(key) }.copied().unwrap_or(Entry::NONE);
+    if let Some(entry) = unsafe { ADDRESSES.get(key) } {
+        hear(entry);
+    }
     for slot in 0..2 {
         // SAFETY: elements are changed in place, word by word, each word valid with the others' old values.
-        if let Some(answered) = ANSWERED.get(slot).and_then(|map| unsafe { map.get(key) }) {
-            address = address.merge(*answered);
+        if let Some(entry) = ANSWERED.get(slot).and_then(|map| unsafe { map.get(key) }) {
+            hear(entry);
         }
     }
-    let network = NETWORKS.get(&Key::new(128, key));
-    decide(Some(&address), network, now)
+    if let Some(entry) = NETWORKS.get(&Key::new(128, *key)) {
+        hear(entry);
+    }
+    (said, conditional)
 }
 
 /// The one fail-open place of the connect path, counted and shown by `enforcer status`.

@@ -86,7 +86,7 @@ pub fn remember(work: &Work) {
         return;
     }
     if let Some(slot) = slot(work.digest) {
-        let matched = u64::from(!work.scratch.matched().is_none());
+        let matched = u64::from(!work.scratch.claimed().is_none());
         // SAFETY: as above.
         unsafe { *slot = Heard { digest: work.digest, time: work.record.time, matched } };
     }

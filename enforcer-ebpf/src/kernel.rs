@@ -32,6 +32,10 @@ static OFFSETS: Offsets = Offsets {
     task_cgroups: 0,
     cred_uid: 0,
     cred_gid: 0,
+    cred_egid: 0,
+    cred_group_info: 0,
+    group_info_ngroups: 0,
+    group_info_gid: 0,
     css_set_dfl_cgrp: 0,
     cgroup_kn: 0,
     kernfs_node_id: 0,
@@ -57,6 +61,9 @@ static OFFSETS: Offsets = Offsets {
     mount_mnt: 0,
     mount_parent: 0,
     mount_mountpoint: 0,
+    mount_mnt_ns: 0,
+    mnt_namespace_user_ns: 0,
+    user_namespace_level: 0,
     nsproxy_net: 0,
     net_inum: 0,
     net_user_ns: 0,
@@ -65,6 +72,7 @@ static OFFSETS: Offsets = Offsets {
     sock_uid: 0,
     sock_socket: 0,
     socket_file: 0,
+    sock_cookie: 0,
 };
 
 #[unsafe(no_mangle)]
@@ -81,6 +89,8 @@ static SETTINGS: Settings = Settings {
     user_namespace: 0,
     one_socket: 0,
     egress: 0,
+    audit: 0,
+    default_deny: 0,
     ignored_verdicts: [0; 3],
     any_user: 0,
     any_cgroup: 0,
@@ -121,6 +131,17 @@ pub fn repeats_counted() -> bool {
 #[inline(always)]
 pub fn is_event(kind: u32) -> bool {
     global!(SETTINGS.events) & kind != 0
+}
+
+/// Nothing is refused.
+#[inline(always)]
+pub fn only_audits() -> bool {
+    global!(SETTINGS.audit) != 0
+}
+
+#[inline(always)]
+pub fn denies_by_default() -> bool {
+    global!(SETTINGS.default_deny) != 0
 }
 
 #[inline(always)]
@@ -237,6 +258,12 @@ impl Sock {
         Ok((read(net, global!(OFFSETS.net_inum))?, read(owner, global!(OFFSETS.user_ns_inum))?))
     }
 
+    /// What tells it from all others; 0: nobody has asked for it yet.
+    #[inline(always)]
+    pub fn cookie(&self) -> Result<u64, Unreadable> {
+        read(self.0, global!(OFFSETS.sock_cookie))
+    }
+
     /// Local port, host byte order; 0 while unbound.
     #[inline(always)]
     pub fn local_port(&self) -> Result<u16, Unreadable> {
@@ -310,6 +337,27 @@ impl Task {
         Ok(())
     }
 
+    #[inline(always)]
+    fn cred(&self) -> Result<Pointer, Unreadable> {
+        read(self.0, global!(OFFSETS.task_cred))
+    }
+
+    #[inline(always)]
+    pub fn uid(&self) -> Result<u32, Unreadable> {
+        read(self.cred()?, global!(OFFSETS.cred_uid))
+    }
+
+    /// The effective one.
+    #[inline(always)]
+    pub fn egid(&self) -> Result<u32, Unreadable> {
+        read(self.cred()?, global!(OFFSETS.cred_egid))
+    }
+
+    #[inline(always)]
+    pub fn groups(&self) -> Result<GroupInfo, Unreadable> {
+        read(self.cred()?, global!(OFFSETS.cred_group_info)).map(GroupInfo)
+    }
+
     /// `None`: no login, or a kernel without audit.
     #[inline(always)]
     pub fn login_uid(&self) -> Option<u32> {
@@ -346,6 +394,21 @@ impl Task {
     pub fn arguments(&self) -> Result<(u64, u64), Unreadable> {
         let mm: Pointer = read(self.0, global!(OFFSETS.task_mm))?;
         Ok((read(mm, global!(OFFSETS.mm_arg_start))?, read(mm, global!(OFFSETS.mm_arg_end))?))
+    }
+}
+
+/// `struct group_info`: supplementary groups.
+pub struct GroupInfo(Pointer);
+
+impl GroupInfo {
+    #[inline(always)]
+    pub fn len(&self) -> Result<u32, Unreadable> {
+        read(self.0, global!(OFFSETS.group_info_ngroups))
+    }
+
+    #[inline(always)]
+    pub fn group(&self, index: u32) -> Result<u32, Unreadable> {
+        read(self.0, global!(OFFSETS.group_info_gid).wrapping_add(index.wrapping_mul(4)))
     }
 }
 
@@ -433,6 +496,15 @@ impl Mount {
     #[inline(always)]
     pub fn root(self) -> Result<Dentry, Unreadable> {
         read(self.0, global!(OFFSETS.vfsmount_root)).map(Dentry)
+    }
+
+    /// Whether its mount namespace was made by whoever rules the host, not in a user namespace.
+    #[inline(always)]
+    pub fn is_of_the_host(self) -> Result<bool, Unreadable> {
+        let mount = self.0.wrapping_byte_sub(global!(OFFSETS.mount_mnt) as usize);
+        let namespace: Pointer = read(mount, global!(OFFSETS.mount_mnt_ns))?;
+        let owner: Pointer = read(namespace, global!(OFFSETS.mnt_namespace_user_ns))?;
+        read(owner, global!(OFFSETS.user_namespace_level)).map(|level: u32| level == 0)
     }
 
     /// Where it is mounted. `None`: nowhere, it is the root of its namespace or not in any.

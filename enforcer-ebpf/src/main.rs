@@ -17,8 +17,10 @@ mod answer;
 mod atomic;
 mod backstop;
 mod belief;
+mod conditions;
 mod connect;
 mod copy;
+mod default;
 mod draft;
 mod facts;
 mod heard;
@@ -29,6 +31,7 @@ mod outcome;
 mod packet;
 mod repeats;
 mod report;
+mod scope;
 mod tables;
 mod wake;
 
@@ -102,6 +105,9 @@ pub fn dns_egress(ctx: SkBuffContext) -> i32 {
 
 #[cgroup_skb(ingress)]
 pub fn dns_ingress(ctx: SkBuffContext) -> i32 {
+    if kernel::denies_by_default() {
+        default::note(ctx.skb.skb);
+    }
     if answer::ingress(&ctx) { PASS } else { DROP }
 }
 

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use enforcer_common::{
-    Entry,
+    Entry, Seats,
     answer::OUTCOMES,
     belief::{self, DOUBTS},
     counter::{COUNTERS, Counter, DOUBTS_AT, OUTCOMES_AT},
@@ -16,7 +16,7 @@ use enforcer_common::{
     name::{BLOCK, Bucket, Domain, Header},
 };
 
-use crate::{atomic, draft::Draft, packet::Work};
+use crate::{atomic, default::Peer, draft::Draft, packet::Work, scope::Scratch};
 
 /// Canonical address → claims. Written by the daemon, read by every connect hook.
 /// Full: the daemon's insert fails, is counted and alarmed; nothing is evicted.
@@ -93,6 +93,13 @@ pub static TRUSTED: LpmTrie<[u8; 16], u32, { limits::TRUSTED as usize }> = LpmTr
 #[btf_map]
 pub static REFUSED: LruHashMap<u64, u64, { limits::REFUSED as usize }> = LruHashMap::new();
 
+/// What is known about conditional rules, in one slot of two. The daemon fills another array and puts it there, so
+/// that a connect sees the old rules or the new ones. Sized by the policy, so never full. Read by every program that
+/// decides.
+#[btf_map]
+pub static CONDITIONS: ArrayOfMaps<ConditionRows, 2> = ArrayOfMaps::new();
+pub type ConditionRows = Array<Seats, 1, FILLED>;
+
 /// What `dns_ingress` remembers while it handles a packet.
 #[btf_map]
 pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
@@ -139,6 +146,18 @@ pub static SEQUENCE: Array<u64, 1> = Array::new();
 #[btf_map]
 pub static DRAFTS: PerCpuArray<Draft, { DRAFTS_PER_CPU }> = PerCpuArray::new();
 pub const DRAFTS_PER_CPU: usize = 4;
+
+/// With `default = "deny"`: who sent datagrams to which socket, and may be answered. Written by `dns_ingress`, read by
+/// every program that decides. Full: who was not heard of for longest makes room, and is refused until it sends again,
+/// as everybody is after a restart of the daemon, which begins with an empty one.
+#[btf_map]
+pub static PEERS: LruHashMap<Peer, u64, { limits::PEERS as usize }> = LruHashMap::new();
+
+/// Where the path to a process's control group and executable is walked, for rules with a scope. Used by every program
+/// that decides. All of a CPU's in use: the process is in no such scope, and a fault is counted.
+#[btf_map]
+pub static SCOPES: PerCpuArray<Scratch, { SCOPES_PER_CPU }> = PerCpuArray::new();
+pub const SCOPES_PER_CPU: usize = 8;
 
 /// Written by every program, read by the daemon.
 #[btf_map]

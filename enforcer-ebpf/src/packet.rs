@@ -8,6 +8,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_socket_cookie, bpf_skb_load_bytes},
 };
 use enforcer_common::{
+    Entry,
     answer::Scratch,
     event::{AnswerRecord, KIND_ANSWER},
     repeat::Step,
@@ -53,6 +54,8 @@ pub struct Work {
     /// What the copy for user space begins with.
     pub record: AnswerRecord,
     pub scratch: Scratch,
+    /// What is entered about an address.
+    pub entry: Entry,
 }
 
 /// A packet and what is known about it.

@@ -6,14 +6,34 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::explain::Explanation;
 use crate::engine::record::Event;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "request")]
 pub enum Request {
     Status,
     Denied,
     Events,
+    /// Why a name, an address or the destination of a recent event (`event:SEQUENCE`) is denied, or is not.
+    Explain {
+        what: String,
+    },
+    /// Read the policy files now.
+    Reload,
+    /// Enforce `staged`, a file of the policy directory that is no policy by its name, as if it were called `name`, for
+    /// so long. Unless `Keep` comes, what was before comes back.
+    Try {
+        name: String,
+        staged: String,
+        seconds: u64,
+    },
+    /// The file stands in the policy directory under its name now: the trial ends.
+    Keep,
+    /// The trial ends, and what was before comes back.
+    Undo,
+    /// Which trial runs?
+    Trial,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,10 +41,47 @@ pub enum Request {
 pub enum Reply {
     Status(Box<Status>),
     Denied(Vec<Denied>),
+    /// The event, if one was asked about.
+    Explained(Box<Explanation>, Option<Box<Event>>),
+    /// The files are in force.
+    Reloaded(Box<Changes>),
+    /// The files have errors: nothing changed. Every diagnostic, as `check` prints it.
+    Refused(String),
+    Trial(Option<Trial>),
     Event(Box<Event>),
     /// This follower was too slow: so many events were not sent to it.
     Skipped(u64),
     Error(String),
+}
+
+/// What a reload changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Changes {
+    /// Rules, by name.
+    pub added: Vec<String>,
+    pub removed: Vec<String>,
+    /// These say something else now, or their lists do.
+    pub changed: Vec<String>,
+    /// Different domains in the kernel's table.
+    pub names: [usize; 2],
+    pub networks: [usize; 2],
+    /// Addresses of known names that are denied now and were not before, or the other way round. At most 1,000 of each.
+    pub denied: Vec<IpAddr>,
+    pub freed: Vec<IpAddr>,
+    /// All of them.
+    pub denied_count: usize,
+    pub freed_count: usize,
+    pub milliseconds: u64,
+}
+
+/// A policy file on trial.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trial {
+    pub name: String,
+    pub staged: String,
+    pub seconds_left: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +106,12 @@ pub struct Status {
 pub struct Enforcement {
     /// Proven by the last canary: a connect to a denied address was refused.
     pub active: bool,
+    /// `enforce`, or `audit`: nothing but the canary is refused.
+    #[serde(default)]
+    pub mode: String,
+    /// What becomes of a destination that no rule speaks of: `allow` or `deny`.
+    #[serde(default)]
+    pub default: String,
     /// `lsm`, `cgroup` or `none`.
     pub layer: String,
     /// Why not the LSM layer, if not.

@@ -205,6 +205,43 @@ fn check_finds_what_is_wrong_with_the_directory() {
     assert_eq!((code, &report["ok"], &report["errors"][0]["kind"]), (1, &false.into(), &"unusable".into()));
 }
 
+#[test]
+fn check_warns_on_stdout_says_what_lists_hold_and_can_be_strict() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("l.txt"), "||a.example^\n##.ad\n").unwrap();
+    let text = "[[rule]]\nname = 'r'\naction = 'deny'\nhosts = ['*.b.example']\n\
+                lists = [{ path = 'l.txt', format = 'adblock' }]\n";
+    std::fs::write(dir.path().join("p.toml"), text).unwrap();
+    let (code, stdout, stderr) = run(enforcer().arg("check").arg(dir.path()));
+    assert!(code == 0 && stderr.is_empty(), "{code} {stderr}");
+    for want in [
+        "p.toml:4:10: `*.b.example` does not match `b.example` itself",
+        "l.txt (adblock): 1 name; 1 skipped: 1 hide parts of pages",
+        "1 file, 1 rule, 1 warning",
+    ] {
+        assert!(stdout.contains(want), "{want} not in {stdout}");
+    }
+    assert_eq!(run(enforcer().args(["check", "--deny-warnings"]).arg(dir.path())).0, 1);
+    let (_, json, _) = run(enforcer().args(["check", "--json"]).arg(dir.path()));
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&report["lists"][0]["names"], &report["lists"][0]["skipped"]["cosmetic"]),
+        (&1.into(), &1.into())
+    );
+    assert_eq!((&report["warnings"][0]["line"], &report["warnings"][0]["column"]), (&4.into(), &10.into()));
+    // A resolver of this machine, if it has one with an address.
+    let resolver = enforcer::sys::host::asked().into_iter().next();
+    if let Some(ip) = resolver.map(|addr| std::net::Ipv6Addr::from(addr.octets()).to_canonical()) {
+        std::fs::write(
+            dir.path().join("p.toml"),
+            format!("[[rule]]\nname = 'r'\naction = 'deny'\nnetworks = ['{ip}']\n"),
+        )
+        .unwrap();
+        let (_, stdout, _) = run(enforcer().arg("check").arg(dir.path()));
+        assert!(stdout.contains(&format!("denies {ip}, which this host asks for names")), "{stdout}");
+    }
+}
+
 /// One event, as a JSON sink writes it.
 fn event(dst: &str, verdict: &str, comm: &str) -> String {
     serde_json::json!({

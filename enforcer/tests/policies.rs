@@ -6,15 +6,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use enforcer::engine::compile::Compiled;
+use enforcer::engine::explain::{self, Asked, Known};
 use enforcer::engine::name::Name;
 use enforcer::engine::policy::{self, Lists, Parsed, Source};
+
+/// Beats every other on purpose.
+const BREAK_GLASS: &str = "break-glass.toml";
 
 fn shipped() -> Vec<PathBuf> {
     let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
     let mut files = Vec::new();
     for directory in [policies.clone(), policies.join("examples")] {
         let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-        files.extend(entries.filter(|path| path.extension().is_some_and(|end| end == "toml")));
+        let with_others = |path: &PathBuf| {
+            path.extension().is_some_and(|end| end == "toml") && !path.ends_with(BREAK_GLASS)
+        };
+        files.extend(entries.filter(with_others));
     }
     files
 }
@@ -36,7 +43,7 @@ fn parse(edit: impl Fn(String) -> String) -> Parsed {
 
 #[test]
 fn policies_have_no_errors_and_no_warnings() {
-    assert_eq!(parse(|text| text).set.rules.len(), 5);
+    assert_eq!(parse(|text| text).set.rules.len(), 7);
 }
 
 #[test]
@@ -50,7 +57,7 @@ fn rules_in_comments_are_right_too() {
         if is_code { code } else { line }
     }
     let parsed = parse(|text| text.lines().map(uncomment).collect::<Vec<_>>().join("\n"));
-    assert_eq!(parsed.set.rules.len(), 10);
+    assert_eq!(parsed.set.rules.len(), 12);
 }
 
 #[test]
@@ -73,4 +80,28 @@ fn examples_do_what_their_comments_say() {
     }
     let audited = compiled.claims(&Name::from_text("telemetry-eu.example.com").unwrap()).audit;
     assert_eq!(compiled.rule_name(audited), Some("telemetry"));
+}
+
+/// Also what only a network denies, and what a daemon before this one left denied.
+#[test]
+fn break_glass_lets_everything_through() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/examples").join(BREAK_GLASS);
+    let source = |path: &PathBuf| Source { path: path.display().to_string(), bytes: fs::read(path).unwrap() };
+    let alone = policy::parse(&[source(&path)]).unwrap();
+    assert_eq!(
+        alone.warnings.len(),
+        3,
+        "that it allows every name and both kinds of networks: {:?}",
+        alone.warnings
+    );
+    let all: Vec<Source> = shipped().iter().chain([&path]).map(source).collect();
+    let compiled = Compiled::new(&policy::parse(&all).unwrap().set, &Lists::default(), [1, 2]).unwrap();
+    let verdict = |what: &str| {
+        let known = Known { compiled: &compiled, running: None };
+        let said = explain::explain(&Asked::new(what).unwrap(), &known);
+        (said.verdict, said.rule)
+    };
+    for what in ["stats.g.doubleclick.net", "localhost", "169.254.169.254", "1.1.1.1", "2001:db8::1"] {
+        assert_eq!(verdict(what), ("allow".to_owned(), Some("break-glass".to_owned())), "{what}");
+    }
 }

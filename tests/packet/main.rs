@@ -13,10 +13,11 @@ use std::time::Duration;
 use enforcer::engine::compile::Network;
 use enforcer::engine::dns::wire;
 use enforcer::engine::plan::Matcher;
+use enforcer::engine::policy::Action;
 use enforcer_common::answer::Outcome;
 use enforcer_common::belief::Doubt;
 use enforcer_common::counter::Counter;
-use enforcer_common::{Addr, Entry};
+use enforcer_common::{Addr, Entry, Seats};
 use enforcer_tests::fixtures::Recorded;
 use message::{A, AAAA, CNAME, Carrier, HTTPS, Message, Random};
 use subject::{CAP, FLOOR, Rules, Run, Subject, protect, query};
@@ -42,6 +43,16 @@ hosts = ["*.audit.example", "denied.example", "*-test.example"]
 name = "excepted"
 action = "allow"
 hosts = ["good.tracker.example", "ok*.example"]
+[[rule]]
+name = "web-only"
+action = "deny"
+hosts = [".ads.example", "cdn[0-9].example", "denied.example", "shop.example"]
+ports = [443]
+[[rule]]
+name = "not-by-udp"
+action = "allow"
+hosts = ["*track*", "shop.example", "unit-*.example"]
+protocols = ["udp"]
 "#;
 
 /// Names that rules name, names beside them, and names that are odd.
@@ -90,6 +101,7 @@ fn main() {
     assert!(rules.tables().late.is_empty());
     println!("packet: {} states, {} words", rules.tables().states, rules.tables().automata.len() * 16);
     no_tables(&mut subject);
+    subject.conditions.enforce(&rules.compiled.conditions().table).unwrap();
     subject.answers.install(rules.tables()).unwrap();
     rows(&mut subject, &rules);
     recorded(&mut subject, &rules);
@@ -121,8 +133,18 @@ fn wanted(rules: &Rules, payload: &[u8], now: u64) -> Option<BTreeMap<Addr, Entr
 
 type Rule = u32;
 /// Rules by address, without the expiry.
-fn who(entries: &BTreeMap<Addr, Entry>) -> BTreeMap<Addr, [Rule; 3]> {
-    entries.iter().map(|(addr, e)| (*addr, [e.allow.rule, e.deny.rule, e.audit.rule])).collect()
+fn who(entries: &BTreeMap<Addr, Entry>) -> BTreeMap<Addr, ([Rule; 3], Seats)> {
+    let rules = |e: &Entry| ([e.allow.rule, e.deny.rule, e.audit.rule], e.conditional.rules);
+    entries.iter().map(|(addr, entry)| (*addr, rules(entry))).collect()
+}
+
+/// Conditional rules by address, one an element: those that allow, or the others.
+fn seated(entries: &BTreeMap<Addr, Entry>, rules: &Rules, allow: bool) -> BTreeSet<(Addr, u32)> {
+    let exceptions = rules.compiled.conditions().table.by_action(Action::Allow);
+    let all = entries
+        .iter()
+        .flat_map(|(addr, e)| e.conditional.rules.iter().map(|seat| (*addr, seat)).collect::<Vec<_>>());
+    all.filter(|(_, seat)| exceptions.has(*seat) == allow).collect()
 }
 
 /// Holds the kernel's claims against the daemon's. `Err`: how they differ.
@@ -136,6 +158,7 @@ fn compare(run: &Run, rules: &Rules, message: &[u8]) -> Result<(), String> {
     let claimed = |pick: fn(&Entry) -> u64, of: &BTreeMap<Addr, Entry>| -> BTreeSet<Addr> {
         of.iter().filter(|(_, entry)| pick(entry) != 0).map(|(addr, _)| *addr).collect()
     };
+    let seated = |of: &BTreeMap<Addr, Entry>, allow| seated(of, rules, allow);
     let deny = |entry: &Entry| entry.deny.until;
     let allow = |entry: &Entry| entry.allow.until;
     let Some(outcome) = run.outcome else { return Err("was not believed".into()) };
@@ -161,12 +184,17 @@ fn compare(run: &Run, rules: &Rules, message: &[u8]) -> Result<(), String> {
         }
         Outcome::Crowded | Outcome::OddName | Outcome::LongChain => {
             let fits = claimed(deny, &run.entered).is_subset(&claimed(deny, &want))
-                && claimed(allow, &run.entered).is_subset(&claimed(allow, &want));
+                && claimed(allow, &run.entered).is_subset(&claimed(allow, &want))
+                && seated(&run.entered, true).is_empty()
+                && seated(&run.entered, false).is_subset(&seated(&want, false));
             if fits { Ok(()) } else { Err(format!("late with {:?} beside {want:?}", run.entered)) }
         }
-        Outcome::Disordered if claimed(allow, &run.entered).is_empty() => {
+        Outcome::Disordered
+            if claimed(allow, &run.entered).is_empty() && seated(&run.entered, true).is_empty() =>
+        {
             // All aliases are believed: at least what is denied is.
-            let missed = claimed(deny, &want).difference(&claimed(deny, &run.entered)).count();
+            let missed = claimed(deny, &want).difference(&claimed(deny, &run.entered)).count()
+                + seated(&want, false).difference(&seated(&run.entered, false)).count();
             let odd = wire::parse(message)
                 .is_ok_and(|answer| answer.chain.iter().any(|name| name.as_str().contains('\\')));
             if missed == 0 || odd { Ok(()) } else { Err(format!("missed {want:?}, has {:?}", run.entered)) }
@@ -439,7 +467,7 @@ fn full(subject: &mut Subject, _: &Rules) {
     subject.stuff();
     let answer = |name: &str| Carrier::Udp4.frame(&Message::asked(name, A, true).a(name, 60, v4(1)).bytes);
     for (name, delivered) in
-        [("denied.example", false), ("x.audit.example", true), ("innocent.example", true)]
+        [("denied.example", false), ("x.audit.example", true), ("harmless.example", true)]
     {
         let run = subject.pass(&answer(name));
         assert_eq!((run.0, run.1), (delivered, !delivered), "{name}");
@@ -518,7 +546,7 @@ fn belief(subject: &mut Subject) {
         &Message::asked("denied.example", AAAA, true).aaaa("denied.example", 60, v6(1)).set(0, 0x99).bytes,
     );
     refused(subject, "another type", &other, Doubt::Unasked, false);
-    let innocent = Carrier::Udp4.frame(&message("innocent.example"));
+    let innocent = Carrier::Udp4.frame(&message("harmless.example"));
     refused(subject, "nobody asked for the innocent", &innocent, Doubt::Unasked, true);
     assert_eq!(subject.answer(&answer).entered.len(), 1, "what was asked is still open");
     refused(subject, "a replay", &answer, Doubt::Replayed, false);
@@ -551,9 +579,9 @@ fn belief(subject: &mut Subject) {
 
 /// What no rule named is not matched again, unless the rules have changed.
 fn rules_change(subject: &mut Subject, rules: &Rules) {
-    let name = "innocent.example";
+    let name = "harmless.example";
     let frame = Carrier::Udp4.frame(&Message::asked(name, A, true).a(name, 60, v4(1)).bytes);
-    let other = Rules::read("[[rule]]\nname = \"x\"\naction = \"deny\"\nhosts = [\"innocent.example\"]");
+    let other = Rules::read("[[rule]]\nname = \"x\"\naction = \"deny\"\nhosts = [\"harmless.example\"]");
     for turn in 0..4 {
         let (rules, matched) = if turn % 2 == 0 { (rules, 0) } else { (&other, 2) };
         subject.answers.install(rules.tables()).unwrap();

@@ -10,7 +10,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use enforcer::engine::compile::{Compiled, Network};
 use enforcer::engine::policy::{self, Source};
 use enforcer::engine::tables::Tables;
-use enforcer::sys::bpf::{Answers, OBJECT, double};
+use enforcer::sys::bpf::{Answers, Conditions, OBJECT, double};
 use enforcer::sys::ring::Record;
 use enforcer_common::answer::Outcome;
 use enforcer_common::belief::Doubt;
@@ -41,6 +41,7 @@ pub(crate) struct Subject {
     ebpf: Ebpf,
     pub(crate) answers: Answers,
     opened: HashMap<MapData, u64, u64>,
+    pub(crate) conditions: Conditions,
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, u64>,
     clients: u32,
@@ -109,6 +110,7 @@ impl Subject {
         }
         let mut ebpf = loader.load(OBJECT).unwrap();
         let answers = Answers::take(&mut ebpf, &mount, ROOM).unwrap();
+        let conditions = Conditions::take(&mut ebpf, &mount).unwrap();
         let half = |slot| {
             let data = MapData::from_pin(mount.join(format!("ANSWERED_{slot}"))).unwrap();
             HashMap::try_from(Map::HashMap(data)).unwrap()
@@ -123,7 +125,7 @@ impl Subject {
             }
         }
         let opened = HashMap::try_from(ebpf.take_map("OPENED").unwrap()).unwrap();
-        let mut subject = Self { ebpf, answers, opened, ring, counts, clients: 0, halves, mount };
+        let mut subject = Self { ebpf, answers, opened, conditions, ring, counts, clients: 0, halves, mount };
         subject.open_connection();
         subject
     }

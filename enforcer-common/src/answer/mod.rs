@@ -9,7 +9,8 @@ mod records;
 
 use crate::addr::Addr;
 use crate::belief::{self, WORDS};
-use crate::name::{Match, Matching, Name, SuffixHash, Tables, match_name};
+use crate::condition::Seats;
+use crate::name::{Match, Matching, NOBODY, Name, SuffixHash, Tables, match_name, rule};
 use crate::verdict::{BootNanos, Claim, Entry};
 use records::Record;
 
@@ -127,14 +128,37 @@ impl Scratch {
         found: [Found { addr: Addr::from_v4([0; 4]), ttl: 0 }; ADDRESSES],
     };
 
-    /// What the answer's names are claimed by. An exception opens, so it takes an answer that is decided.
+    /// After reading: an exception opens, so it takes an answer that is decided. `exceptions`: the conditional rules
+    /// that allow.
     #[inline(always)]
-    pub fn matched(&self) -> Match {
-        let mut matched = self.claimed;
+    pub fn doubt_exceptions(&mut self, exceptions: Option<&Seats>) {
         if self.outcome != Outcome::Decided as u32 {
-            matched.allow = Match::NONE.allow;
+            self.claimed.allow = Match::NONE.allow;
+            if let Some(exceptions) = exceptions {
+                self.claimed.conditional.drop(exceptions);
+            }
         }
-        matched
+    }
+
+    /// What the answer's names are claimed by.
+    #[inline(always)]
+    pub fn claimed(&self) -> &Match {
+        &self.claimed
+    }
+
+    /// What the answer claims about an address that was found in it.
+    #[inline(always)]
+    pub fn write_entry(&self, found: &Found, lifetime: Lifetime, now: BootNanos, entry: &mut Entry) {
+        let ttl = self.ttl(found);
+        let seconds = if ttl < lifetime.floor { lifetime.floor } else { ttl };
+        let seconds = if seconds > lifetime.cap { lifetime.cap } else { seconds };
+        let until = now.saturating_add(seconds as u64 * 1_000_000_000);
+        let claim = |by| if by == NOBODY { Claim::NONE } else { Claim::new(rule(by), until) };
+        entry.allow = claim(self.claimed.allow);
+        entry.deny = claim(self.claimed.deny);
+        entry.audit = claim(self.claimed.audit);
+        entry.conditional.until = if self.claimed.conditional.is_none() { 0 } else { until };
+        entry.conditional.rules = self.claimed.conditional;
     }
 
     /// Of the message before.
@@ -204,17 +228,6 @@ pub struct Lifetime {
     pub cap: u32,
 }
 
-/// What a match claims about an address with this time to live.
-#[inline(always)]
-pub fn entry(matched: Match, ttl: u32, lifetime: Lifetime, now: BootNanos) -> Entry {
-    let seconds = if ttl < lifetime.floor { lifetime.floor } else { ttl };
-    let seconds = if seconds > lifetime.cap { lifetime.cap } else { seconds };
-    let until = now.saturating_add(seconds as u64 * 1_000_000_000);
-    let claim =
-        |by| if by == Match::NONE.deny { Claim::NONE } else { Claim::new(crate::name::rule(by), until) };
-    Entry { allow: claim(matched.allow), deny: claim(matched.deny), audit: claim(matched.audit) }
-}
-
 /// A message being read, and the tables it is matched with.
 pub(crate) struct Walk<'a, T> {
     scratch: &'a mut Scratch,
@@ -233,6 +246,11 @@ impl<T: Tables> Matching for Walk<'_, T> {
     fn tables(&self) -> &T {
         self.tables
     }
+
+    #[inline(always)]
+    fn both(&mut self) -> (&mut Name, &T) {
+        (&mut self.scratch.name, self.tables)
+    }
 }
 
 const HEADER: u32 = 12;
@@ -247,7 +265,7 @@ const INTERNET: u16 = 1;
 /// A message that says nothing, and why.
 struct Refused(Outcome);
 
-/// Reads `scratch.message`; what it says then stands in `scratch.found` and `scratch.matched()`.
+/// Reads `scratch.message`; what it says then stands in `scratch.found` and `scratch.claimed()`.
 #[inline(always)]
 pub fn read<T: Tables>(scratch: &mut Scratch, tables: &T) -> Outcome {
     scratch.outcome = Outcome::Decided as u32;
@@ -305,6 +323,7 @@ impl<T: Tables> Walk<'_, T> {
             self.scratch.late(Outcome::OddName);
         }
         match_name(self, odd);
-        self.scratch.claimed = self.scratch.claimed.merge(self.scratch.name.matched);
+        let Scratch { claimed, name, .. } = &mut *self.scratch;
+        claimed.absorb(&name.matched);
     }
 }

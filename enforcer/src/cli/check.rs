@@ -1,14 +1,18 @@
 //! `enforcer check`
 
 use std::io::Write;
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{BAD, Distrust, Exit, Failure, GOOD, print, print_json, settings};
-use crate::engine::compile::Compiled;
-use crate::engine::policy::{self, Source};
+use crate::engine::compile::{Beside, Compiled};
+use crate::engine::policy::{self, Source, Tally};
+use crate::engine::tables::Budget;
+use crate::sys::accounts::Accounts;
+use crate::sys::host;
 use crate::sys::policy_dir::{self, Problem, ProblemKind};
 
 /// Read the policy files as the daemon would, and report everything that is wrong
@@ -17,6 +21,9 @@ pub(super) struct Args {
     /// The directory of the policy files [default: as in the settings]. Of a directory named here, files that
     /// the daemon would refuse because others may write them are read, with a warning.
     dir: Option<PathBuf>,
+    /// Exit with 1 when there are warnings, too
+    #[arg(long)]
+    deny_warnings: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -32,7 +39,8 @@ pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
     } else {
         report.print()?;
     }
-    Ok(if report.ok { Exit::Yes } else { Exit::No })
+    let fine = report.ok && (!args.deny_warnings || report.warnings.is_empty());
+    Ok(if fine { Exit::Yes } else { Exit::No })
 }
 
 #[derive(Debug, Serialize)]
@@ -41,6 +49,8 @@ struct Report {
     directory: PathBuf,
     files: usize,
     rules: usize,
+    /// What each list file holds.
+    lists: Vec<Tally>,
     errors: Vec<Finding>,
     warnings: Vec<Finding>,
 }
@@ -76,6 +86,7 @@ impl Report {
             directory: dir.to_owned(),
             files: sources.len(),
             rules: 0,
+            lists: Vec::new(),
             errors: errors.iter().map(Finding::new).collect(),
             warnings: warnings.iter().map(Finding::warning).collect(),
         };
@@ -94,22 +105,34 @@ impl Report {
         self.errors.extend(errors.iter().map(Finding::new));
         self.warnings.extend(warnings.iter().map(Finding::warning));
         // Nobody else learns of this table: it needs no secret key.
-        match Compiled::new(&parsed.set, &lists, [0; 2]) {
+        let beside = Beside { accounts: Accounts::default().numbers(), ..Beside::default() };
+        match Compiled::with_budget(&parsed.set, &lists, [0; 2], &beside, Budget::default()) {
             Ok(compiled) => {
                 self.rules = compiled.counts().rules;
+                self.lists = compiled.lists().to_vec();
                 self.warnings.extend(parsed.warnings.iter().chain(compiled.warnings()).map(Finding::new));
+                let resolvers =
+                    host::asked().into_iter().map(|addr| Ipv6Addr::from(addr.octets()).to_canonical());
+                let cuts = policy::cut_off(&parsed.set, &resolvers.collect::<Vec<_>>());
+                self.warnings.extend(cuts.iter().map(Finding::new));
             }
             Err(errors) => self.errors.extend(errors.iter().map(Finding::new)),
         }
     }
 
-    /// Findings to stderr as compilers do, the sum to stdout.
+    /// Errors to stderr; warnings, what the lists hold and the sum to stdout.
     fn print(&self) -> Result<(), Failure> {
         let mut stderr = anstream::stderr().lock();
-        for finding in self.errors.iter().chain(&self.warnings) {
+        for finding in &self.errors {
             writeln!(stderr, "{}", finding.text.trim_end())?;
         }
         drop(stderr);
+        for warning in &self.warnings {
+            print(warning.text.trim_end())?;
+        }
+        for list in &self.lists {
+            print(&format!("list: {list}"))?;
+        }
         let (style, word) = if self.ok { (GOOD, "ok") } else { (BAD, "not usable") };
         let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let mut counts = vec![count(self.files, "file"), count(self.rules, "rule")];

@@ -1,10 +1,13 @@
 //! What people type. One file a subcommand; each returns how to exit.
 
+mod apply;
 mod check;
 mod client;
 mod denied;
 mod events;
+mod explain;
 mod release;
+mod reload;
 mod report;
 mod run;
 mod status;
@@ -46,6 +49,9 @@ enum Command {
     Run(run::Args),
     Check(check::Args),
     Status(status::Args),
+    Explain(explain::Args),
+    Reload(reload::Args),
+    Apply(apply::Args),
     Events(Box<events::Args>),
     Report(Box<report::Args>),
     Top(Box<top::Args>),
@@ -67,6 +73,9 @@ pub fn main() -> ExitCode {
         }
         Command::Check(args) => check::run(&args, config),
         Command::Status(args) => status::run(&args, config),
+        Command::Explain(args) => explain::run(&args, config),
+        Command::Reload(args) => reload::run(&args, config),
+        Command::Apply(args) => apply::run(&args, config),
         Command::Events(args) => events::run(&args, config),
         Command::Report(args) => report::run(&args, config),
         Command::Top(args) => top::run(&args, config),

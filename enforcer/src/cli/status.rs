@@ -90,7 +90,17 @@ fn headline(f: &mut fmt::Formatter<'_>, enforcement: &Enforcement) -> fmt::Resul
     };
     if enforcement.active {
         let proven = ago(enforcement.canary_age_seconds);
-        writeln!(f, "{GOOD}enforcing:{GOOD:#} {layer}, proven by the canary {proven}")?;
+        if enforcement.mode == "audit" {
+            writeln!(
+                f,
+                "{BAD}AUDIT MODE, nothing is refused:{BAD:#} {layer}, which a canary proved {proven}"
+            )?;
+        } else {
+            writeln!(f, "{GOOD}enforcing:{GOOD:#} {layer}, proven by the canary {proven}")?;
+        }
+        if enforcement.default == "deny" {
+            writeln!(f, "{WARN}default:{WARN:#} what no rule allows is denied")?;
+        }
         if let Some(reason) = &enforcement.reason {
             writeln!(f, "{WARN}not by LSM:{WARN:#} {reason}")?;
         }
@@ -192,6 +202,8 @@ mod tests {
             kernel: "6.1.0".into(),
             enforcement: Enforcement {
                 active: true,
+                mode: "enforce".into(),
+                default: "allow".into(),
                 layer: "lsm".into(),
                 reason: None,
                 canary: "refused".into(),

@@ -35,6 +35,8 @@ pub struct Config {
     pub aggregate: Option<Duration>,
     /// What is not reported, at most `limits::IGNORES` of them.
     pub ignore: Vec<Ignore>,
+    pub mode: Mode,
+    pub default: DefaultVerdict,
     pub layer: LayerChoice,
     /// Packets are looked at when they leave, too.
     pub egress: bool,
@@ -92,6 +94,20 @@ impl Default for EventKinds {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Enforce,
+    /// Nothing is refused, and everything that would be is reported.
+    Audit,
+}
+
+/// Of a destination that no rule speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultVerdict {
+    Allow,
+    Deny,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerChoice {
     Auto,
     Lsm,
@@ -121,6 +137,8 @@ impl Default for Config {
             outcome: false,
             aggregate: None,
             ignore: Vec::new(),
+            mode: Mode::Enforce,
+            default: DefaultVerdict::Allow,
             layer: LayerChoice::Auto,
             egress: true,
             require_lsm: false,

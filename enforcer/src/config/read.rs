@@ -10,7 +10,9 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, ConfigError, EventKinds, EventVolume, LayerChoice, Metrics, OnStop};
+use super::{
+    Config, ConfigError, DefaultVerdict, EventKinds, EventVolume, LayerChoice, Metrics, Mode, OnStop,
+};
 
 /// The settings in `text`; `file` is its name for messages.
 pub fn parse(file: &str, text: &str) -> Result<Config, Vec<ConfigError>> {
@@ -41,6 +43,8 @@ const KEYS: &[&str] = &[
     "outcome",
     "aggregate",
     "ignore",
+    "mode",
+    "default",
     "layer",
     "egress",
     "require_lsm",
@@ -76,6 +80,8 @@ impl Reader<'_> {
                 "aggregate" => config.aggregate = self.window(value),
                 "ignore" => config.ignore = self.ignores(value),
                 "arguments" => put(&mut config.arguments, self.boolean(name, value)),
+                "mode" => put(&mut config.mode, self.choice(name, value, MODES)),
+                "default" => put(&mut config.default, self.choice(name, value, DEFAULTS)),
                 "layer" => put(&mut config.layer, self.choice(name, value, LAYERS)),
                 "egress" => put(&mut config.egress, self.boolean(name, value)),
                 "require_lsm" => put(&mut config.require_lsm, self.boolean(name, value)),
@@ -306,6 +312,9 @@ const KINDS: &[(&str, Kind)] =
     &[("net_tcp_connect", Kind::Tcp), ("net_udp_connect", Kind::Udp), ("security_socket_connect", Kind::Raw)];
 const LAYERS: &[(&str, LayerChoice)] =
     &[("auto", LayerChoice::Auto), ("lsm", LayerChoice::Lsm), ("cgroup", LayerChoice::Cgroup)];
+const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("audit", Mode::Audit)];
+const DEFAULTS: &[(&str, DefaultVerdict)] =
+    &[("allow", DefaultVerdict::Allow), ("deny", DefaultVerdict::Deny)];
 const ON_STOP: &[(&str, OnStop)] = &[("release", OnStop::Release), ("keep", OnStop::Keep)];
 
 /// What to write instead of a network that parses but does not mean what its author thinks.

@@ -1,16 +1,18 @@
 //! Carries out the engine's steps on the kernel's maps, and remembers what did not work.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use enforcer_common::answer::Outcome;
 use enforcer_common::belief::Doubt;
 use enforcer_common::counter::Counter;
-use enforcer_common::{Addr, Entry};
+use enforcer_common::verdict::Conditional;
+use enforcer_common::{Addr, Entry, Seats};
 use ipnetwork::IpNetwork;
 use tracing::{error, warn};
 
-use crate::engine::compile::Network;
+use crate::engine::compile::{Network, side_by_side};
+use crate::engine::conditions::Table;
 use crate::engine::plan::Step;
 use crate::engine::state::{NeverDeny, State};
 use crate::engine::tables::Tables;
@@ -23,7 +25,7 @@ static FAILURES: RateLimit = RateLimit::new(Duration::from_secs(10));
 pub(super) struct Installer {
     kernel: Kernel,
     /// What stands in the kernel's network map.
-    networks: HashMap<Network, Entry>,
+    networks: BTreeMap<Network, Entry>,
     /// Addresses that could not be denied.
     pub(super) failed_inserts: u64,
     pub(super) adopted: usize,
@@ -40,16 +42,31 @@ impl Installer {
     }
 
     /// What an earlier daemon left in the address map, and what the packet path entered meanwhile, which is put
-    /// there too.
+    /// there too. Seats that are not taken (it died while it gave them out) mean nobody, and are taken out.
     pub(super) fn adopted(&mut self) -> Result<Vec<(Addr, Entry)>, BpfError> {
+        let taken = self.kernel.conditions.in_force().active();
         let known: HashMap<Addr, Entry> = self.kernel.addresses()?.into_iter().collect();
+        let mut all = known.clone();
         for (addr, entry) in self.kernel.answers.entered()? {
-            let known = known.get(&addr).copied().unwrap_or(Entry::NONE);
-            self.kernel.put_address(addr, known.merge(entry))?;
+            let entry = all.get(&addr).copied().unwrap_or(Entry::NONE).merge(entry);
+            all.insert(addr, entry);
         }
-        let entries = self.kernel.addresses()?;
-        self.adopted = entries.len();
-        Ok(entries)
+        for (addr, entry) in &mut all {
+            *entry = seated(*entry, &taken);
+            if known.get(addr) != Some(entry) {
+                self.kernel.put_address(*addr, *entry)?;
+            }
+        }
+        for (network, entry) in &mut self.networks {
+            let wanted = seated(*entry, &taken);
+            if *entry != wanted {
+                self.kernel.put_network(*network, wanted)?;
+                *entry = wanted;
+            }
+        }
+        self.kernel.answers.discard_retired()?;
+        self.adopted = all.len();
+        Ok(all.into_iter().collect())
     }
 
     pub(super) fn apply(&mut self, steps: Vec<Step>, state: &mut State) {
@@ -102,10 +119,26 @@ impl Installer {
         self.count(Counter::AnsweredEntered).saturating_sub(self.entered_before)
     }
 
-    pub(super) fn discard_retired(&mut self) {
-        if let Err(error) = self.kernel.answers.discard_retired() {
-            complain("what the rules before these denied stays denied until it runs out", &error);
-        }
+    /// False: some of it is still there.
+    pub(super) fn discard_retired(&mut self) -> bool {
+        let discarded = self.kernel.answers.discard_retired();
+        discarded
+            .map_err(|error| {
+                complain("what the rules before these denied stays denied until it runs out", &error)
+            })
+            .is_ok()
+    }
+
+    /// From here on these conditional rules are in force. False: those before still are.
+    pub(super) fn enforce(&mut self, conditions: &Table) -> bool {
+        let enforced = self.kernel.conditions.enforce(conditions);
+        enforced
+            .map_err(|error| error!(%error, "rules with ports, protocols or a scope stay as they were"))
+            .is_ok()
+    }
+
+    pub(super) fn conditions(&self) -> &Table {
+        self.kernel.conditions.in_force()
     }
 
     /// Addresses and networks that no answer may deny; and who is believed: the host's servers, and others.
@@ -124,35 +157,68 @@ impl Installer {
         }
     }
 
-    /// Adds and updates; returns what the new set no longer has, to be removed after everything else is in
-    /// place.
-    pub(super) fn put_networks(&mut self, wanted: &[(Network, Entry)]) -> Vec<Network> {
-        for (network, entry) in wanted {
-            if self.networks.get(network) == Some(entry) {
-                continue;
-            }
-            match self.kernel.put_network(*network, *entry) {
-                Ok(()) => drop(self.networks.insert(*network, *entry)),
-                Err(error) => {
-                    self.failed_inserts += 1;
-                    complain("a network is NOT denied", &error);
-                }
-            }
-        }
-        let wanted: HashMap<Network, Entry> = wanted.iter().copied().collect();
-        self.networks.keys().filter(|network| !wanted.contains_key(network)).copied().collect()
-    }
-
-    pub(super) fn remove_networks(&mut self, networks: Vec<Network>) {
-        for network in networks {
-            match self.kernel.remove_network(network) {
-                Ok(()) => drop(self.networks.remove(&network)),
-                Err(error) => complain("a network stays denied", &error),
+    /// Before a change of the policy: every network gets the new exceptions, and the seats of the new conditional
+    /// rules, which are not in force yet.
+    pub(super) fn prepare_networks(&mut self, new: &BTreeMap<Network, Entry>) {
+        for (network, old, new) in side_by_side(&self.networks, new) {
+            let more = first_and_last(new);
+            if more != Entry::NONE {
+                self.put_network(network, old.unwrap_or(Entry::NONE).merge(more));
             }
         }
     }
 
-    pub(super) fn networks(&self) -> &HashMap<Network, Entry> {
+    /// Adds and updates; old seats and exceptions stay, and what the new set no longer has.
+    pub(super) fn put_networks(&mut self, new: &BTreeMap<Network, Entry>) {
+        for (network, old, _) in side_by_side(&self.networks, new) {
+            if let Some(entry) = new.get(&network) {
+                self.put_network(network, entry.merge(first_and_last(old)));
+            }
+        }
+    }
+
+    /// After everything else is in place: removes what the new set no longer has, but for old seats and exceptions.
+    pub(super) fn remove_networks(&mut self, new: &BTreeMap<Network, Entry>) {
+        for (network, old, around) in side_by_side(&self.networks, new) {
+            match first_and_last(old) {
+                _ if new.contains_key(&network) => {}
+                Entry::NONE => self.remove_network(network),
+                rest => self.put_network(network, around.unwrap_or(Entry::NONE).merge(rest)),
+            }
+        }
+    }
+
+    /// Old conditional rules are not in force any more: what is left of them, and old exceptions, go.
+    pub(super) fn conclude_networks(&mut self, new: &BTreeMap<Network, Entry>) {
+        for (network, entry) in new {
+            self.put_network(*network, *entry);
+        }
+        let old: Vec<Network> =
+            self.networks.keys().filter(|network| !new.contains_key(network)).copied().collect();
+        old.into_iter().for_each(|network| self.remove_network(network));
+    }
+
+    fn remove_network(&mut self, network: Network) {
+        match self.kernel.remove_network(network) {
+            Ok(()) => drop(self.networks.remove(&network)),
+            Err(error) => complain("a network stays denied", &error),
+        }
+    }
+
+    fn put_network(&mut self, network: Network, entry: Entry) {
+        if self.networks.get(&network) == Some(&entry) {
+            return;
+        }
+        match self.kernel.put_network(network, entry) {
+            Ok(()) => drop(self.networks.insert(network, entry)),
+            Err(error) => {
+                self.failed_inserts += 1;
+                complain("a network is NOT denied", &error);
+            }
+        }
+    }
+
+    pub(super) fn networks(&self) -> &BTreeMap<Network, Entry> {
         &self.networks
     }
 
@@ -184,6 +250,20 @@ impl Installer {
     pub(super) fn release(self) -> Result<(), BpfError> {
         canary::release_kernel(self.kernel, clock::boot_ns())
     }
+}
+
+/// What is given first and taken last when a policy changes, so that whatever refuses stands beside what excepts
+/// from it.
+fn first_and_last(entry: Option<Entry>) -> Entry {
+    let Entry { allow, conditional, .. } = entry.unwrap_or(Entry::NONE);
+    Entry { allow, conditional, ..Entry::NONE }
+}
+
+/// Without seats that nobody has.
+fn seated(entry: Entry, taken: &Seats) -> Entry {
+    let Conditional { until, mut rules } = entry.conditional;
+    rules.keep(taken);
+    Entry { conditional: Conditional::new(rules, until), ..entry }
 }
 
 fn complain(consequence: &str, error: &BpfError) {

@@ -2,10 +2,12 @@
 
 mod installer;
 mod policies;
+mod recent;
 mod remember;
 mod repeats;
 mod report;
 mod start;
+mod trial;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,7 +23,9 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{error, info, warn};
 
+use crate::api::{Reply, Request};
 use crate::config::{Config, OnStop};
+use crate::engine::compile::{Beside, Compiled};
 use crate::engine::process::Tail;
 use crate::engine::record::Event;
 use crate::engine::state::State;
@@ -38,6 +42,7 @@ use crate::sys::{clock, memory, policy_dir, routes};
 
 use installer::Installer;
 use policies::Policies;
+use recent::Recent;
 use remember::Memory;
 use repeats::Firsts;
 use start::Started;
@@ -122,6 +127,8 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         host,
         installer: Installer::new(kernel)?,
         policies: Policies::new(config.policies.clone(), lists),
+        trial: None,
+        recent: Recent::default(),
         memory: Memory::new(config.state.clone()),
         processes: Processes::new(cgroup, config.arguments),
         sinks,
@@ -138,6 +145,8 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         records: 0,
         events: 0,
         retired: false,
+        concluding: false,
+        again: false,
         config,
     };
     daemon.begin();
@@ -187,6 +196,8 @@ struct Daemon {
     state: State,
     installer: Installer,
     policies: Policies,
+    trial: Option<trial::Running>,
+    recent: Recent,
     memory: Memory,
     processes: Processes,
     sinks: Sinks,
@@ -207,6 +218,10 @@ struct Daemon {
     events: u64,
     /// What the packet path entered before the last rotation is still to be discarded.
     retired: bool,
+    /// After that, the conditional rules before the last reload go.
+    concluding: bool,
+    /// After that, the policies are to be loaded again.
+    again: bool,
 }
 
 impl Daemon {
@@ -343,6 +358,7 @@ impl Daemon {
     /// `seen`: when the kernel saw it, if it was told at once.
     fn emit(&mut self, event: Arc<Event>, seen: Option<u64>) {
         self.events += 1;
+        self.recent.push(&event);
         self.sinks.send(Arc::clone(&event));
         if let Some(metrics) = &self.metrics {
             metrics.event(&event, seen.map(|seen| clock::boot_ns().saturating_sub(seen)));
@@ -377,8 +393,10 @@ impl Daemon {
                 let steps = self.state.carry(self.installer.retired(), clock::boot_ns());
                 self.installer.apply(steps, &mut self.state);
             }
-            self.installer.discard_retired();
-            self.retired = false;
+            self.retired = !self.installer.discard_retired();
+            if self.concluding && !self.retired {
+                self.conclude();
+            }
         }
     }
 
@@ -435,14 +453,37 @@ impl Daemon {
 
     fn reload(&mut self, why: &str) {
         let begin = clock::boot_ns();
-        let Some(compiled) = self.policies.load(why) else { return };
-        // Networks first: they need no answer, and what both sets share is never taken away.
-        let old = self.installer.put_networks(compiled.networks());
+        let beside = Beside {
+            conditions: self.installer.conditions().clone(),
+            accounts: self.processes.accounts.numbers(),
+        };
+        let Some(compiled) = self.policies.load(why, &beside) else {
+            // Old and new conditional rules may find room when those before the old ones are gone.
+            self.again = self.concluding;
+            return;
+        };
+        // First every entry gets the new exceptions and the seats of the new conditional rules, then these are in
+        // force beside the old ones.
+        let steps = self.state.prepare(&compiled, beside.conditions.active(), begin);
+        self.installer.apply(steps, &mut self.state);
+        self.installer.prepare_networks(compiled.networks());
+        if !self.installer.enforce(&compiled.conditions().transition) {
+            if !self.concluding {
+                self.conclude(); // takes the new ones out again
+            }
+            return;
+        }
+        // Networks: they need no answer, and what both sets share is never taken away.
+        self.installer.put_networks(compiled.networks());
         // Then new answers, then those already seen. What the old rules entered goes last (`settle`).
-        self.retired |= self.installer.install(compiled.tables());
+        let installed = self.installer.install(compiled.tables());
+        self.retired |= installed;
+        let networks = compiled.networks().clone();
         let steps = self.state.set_policy(compiled, clock::boot_ns());
         self.installer.apply(steps, &mut self.state);
-        self.installer.remove_networks(old);
+        self.installer.remove_networks(&networks);
+        // While the packet path still has the old tables it gives out the old seats.
+        self.concluding = installed;
         let took = clock::boot_ns() - begin;
         self.policies.took(took);
         if let Some(metrics) = &self.metrics {
@@ -451,11 +492,30 @@ impl Daemon {
         memory::give_back();
     }
 
+    /// Everything that is known was matched with the new rules: the old conditional ones and exceptions go.
+    fn conclude(&mut self) {
+        let Some(compiled) = self.state.compiled() else { return };
+        let (table, networks) = (compiled.conditions().table.clone(), compiled.networks().clone());
+        if !self.installer.enforce(&table) {
+            return;
+        }
+        self.concluding = false;
+        let steps = self.state.conclude(clock::boot_ns());
+        self.installer.apply(steps, &mut self.state);
+        self.installer.conclude_networks(&networks);
+        if std::mem::take(&mut self.again) {
+            self.reload("again");
+        }
+    }
+
     fn tick(&mut self) {
         self.ticks += 1;
         let now = clock::boot_ns();
         if self.ticks.is_multiple_of(HOST_TICKS) {
-            self.processes.accounts.refresh();
+            let renumbered = self.processes.accounts.refresh();
+            if renumbered && self.state.compiled().is_some_and(Compiled::names_accounts) {
+                self.reload("accounts");
+            }
             if let Err(error) = self.installer.kernel().ignored_cgroups.refresh() {
                 warn!(%error, "cgroups of [[ignore]] may be reported nevertheless");
             }
@@ -463,6 +523,7 @@ impl Daemon {
         } else if host::resolvers_version() != self.resolvers {
             self.look_at_host();
         }
+        self.end_trial(now);
         let steps = self.state.tick(now);
         self.installer.apply(steps, &mut self.state);
         self.tell_losses();
@@ -514,13 +575,21 @@ impl Daemon {
     }
 
     fn tell_systemd(&self) {
-        let line = report::headline(&self.enforcement, self.policies.status().error.is_some());
+        let line =
+            report::headline(&self.enforcement, self.config.mode, self.policies.status().error.is_some());
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&line)]);
     }
 
-    fn answer(&self, request: crate::api::Request, reply: oneshot::Sender<crate::api::Reply>) {
+    fn answer(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+        let answer = match request {
+            Request::Reload => self.reload_and_tell("enforcer reload"),
+            Request::Try { name, staged, seconds } => self.try_out(name, staged, seconds),
+            Request::Keep => self.keep(),
+            Request::Undo => self.undo(),
+            request => report::reply(self, request),
+        };
         // A client that left does not want its answer any more.
-        let _ = reply.send(report::reply(self, request));
+        let _ = reply.send(answer);
     }
 
     fn end(self, why: Option<Stop>) -> Result<ExitCode, DaemonError> {

@@ -1,12 +1,14 @@
 //! From the policy directory to compiled rules: all or nothing.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use tracing::{error, info, warn};
 
 use crate::api::PolicyStatus;
-use crate::engine::compile::Compiled;
-use crate::engine::policy::{self, Diagnostic};
+use crate::engine::compile::{Beside, Compiled};
+use crate::engine::policy::{self, Diagnostic, Source};
+use crate::engine::tables::Budget;
 use crate::sys::policy_dir::{self, WatchedLists};
 use crate::sys::{clock, random};
 
@@ -16,19 +18,31 @@ pub(super) struct Policies {
     lists: WatchedLists,
     status: PolicyStatus,
     loaded_at: u64,
+    /// What each rule in force says, as a number.
+    digests: HashMap<String, u64>,
+    /// On trial: read in place of the file of that path.
+    overlay: Option<Source>,
+}
+
+/// Everything that the files say.
+struct Read {
+    compiled: Compiled,
+    files: usize,
+    warnings: Vec<Diagnostic>,
+    digests: HashMap<String, u64>,
 }
 
 impl Policies {
     pub(super) fn new(directory: PathBuf, lists: WatchedLists) -> Self {
         let status = PolicyStatus { directory: directory.display().to_string(), ..PolicyStatus::default() };
-        Self { directory, lists, status, loaded_at: clock::boot_ns() }
+        Self { directory, lists, status, loaded_at: clock::boot_ns(), digests: HashMap::new(), overlay: None }
     }
 
     /// The rules of the directory as it is now. `None`: something is wrong with them, which is logged and kept
     /// for `status`; the rules in force stay.
-    pub(super) fn load(&mut self, why: &str) -> Option<Compiled> {
-        match self.read() {
-            Ok((compiled, files, warnings)) => {
+    pub(super) fn load(&mut self, why: &str, beside: &Beside) -> Option<Compiled> {
+        match self.read(beside) {
+            Ok(Read { compiled, files, warnings, digests }) => {
                 for warning in warnings.iter().chain(compiled.warnings()) {
                     warn!("{warning}");
                 }
@@ -44,6 +58,7 @@ impl Policies {
                 self.status.skipped_lines = counts.skipped;
                 self.status.loads += 1;
                 self.status.error = None;
+                self.digests = digests;
                 self.loaded_at = clock::boot_ns();
                 info!(why, files, rules = counts.rules, patterns = counts.patterns, "policies loaded");
                 Some(compiled)
@@ -66,6 +81,19 @@ impl Policies {
         self.status.load_milliseconds = nanoseconds / 1_000_000;
     }
 
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(super) fn digests(&self) -> &HashMap<String, u64> {
+        &self.digests
+    }
+
+    /// From the next `load` on, this is read as well, in place of a file of the same path.
+    pub(super) fn set_overlay(&mut self, overlay: Option<Source>) {
+        self.overlay = overlay;
+    }
+
     pub(super) fn status(&self) -> PolicyStatus {
         let age = clock::boot_ns().saturating_sub(self.loaded_at) / 1_000_000_000;
         PolicyStatus { loaded_seconds_ago: age, ..self.status.clone() }
@@ -73,8 +101,12 @@ impl Policies {
 }
 
 impl Policies {
-    fn read(&self) -> Result<(Compiled, usize, Vec<Diagnostic>), String> {
-        let sources = policy_dir::read(&self.directory).map_err(lines)?;
+    fn read(&self, beside: &Beside) -> Result<Read, String> {
+        let mut sources = policy_dir::read(&self.directory).map_err(lines)?;
+        if let Some(overlay) = &self.overlay {
+            sources.retain(|source| source.path != overlay.path);
+            sources.push(overlay.clone());
+        }
         let parsed = policy::parse(&sources).map_err(lines)?;
         let (lists, listed, problems) = policy_dir::read_lists(&parsed.set);
         // Also those that cannot be used, so that mending them is noticed.
@@ -83,8 +115,10 @@ impl Policies {
             return Err(lines(problems));
         }
         let key = random::key().map_err(|error| format!("no random numbers: {error}"))?;
-        let compiled = Compiled::new(&parsed.set, &lists, key).map_err(lines)?;
-        Ok((compiled, sources.len(), parsed.warnings))
+        let compiled =
+            Compiled::with_budget(&parsed.set, &lists, key, beside, Budget::default()).map_err(lines)?;
+        let digests = policy::digests(&parsed.set, &lists);
+        Ok(Read { compiled, files: sources.len(), warnings: parsed.warnings, digests })
     }
 }
 

@@ -7,13 +7,16 @@ use enforcer_common::belief::Doubt;
 use enforcer_common::counter::Counter;
 use enforcer_common::limits::ADDRESSES;
 use enforcer_common::verdict::FOREVER;
-use enforcer_common::{Entry, RuleId, Verdict, decide};
+use enforcer_common::{Entry, RuleId, Verdict};
 
 use super::Daemon;
 use super::start::Enforcement;
 use crate::api::{self, Counters, Denied, DnsStatus, MapStatus, Reply, Request, Status};
+use crate::config::{DefaultVerdict, Mode};
 use crate::engine::compile::Network;
-use crate::engine::state::Claimed;
+use crate::engine::explain::Asked;
+use crate::engine::record::Event;
+use crate::engine::state::{Claimed, speaking};
 use crate::sys::bpf::Hooks;
 use crate::sys::canary::Canary;
 use crate::sys::clock;
@@ -24,13 +27,21 @@ pub(super) fn reply(daemon: &Daemon, request: Request) -> Reply {
     match request {
         Request::Status => Reply::Status(Box::new(status(daemon))),
         Request::Denied => Reply::Denied(denied(daemon)),
-        Request::Events => Reply::Error("events are streamed, not asked for".into()),
+        Request::Explain { what } => explain(daemon, &what),
+        Request::Trial => Reply::Trial(daemon.trial()),
+        // The daemon's loop answers these itself.
+        Request::Events | Request::Reload | Request::Try { .. } | Request::Keep | Request::Undo => {
+            Reply::Error("this is not asked for here".into())
+        }
     }
 }
 
 /// What is enforced, in one line.
-pub(super) fn headline(enforcement: &Enforcement, policy_error: bool) -> String {
+pub(super) fn headline(enforcement: &Enforcement, mode: Mode, policy_error: bool) -> String {
     let layer = layer(enforcement.hooks);
+    if mode == Mode::Audit && enforcement.canary == Canary::Refused {
+        return format!("AUDIT MODE by {layer}: nothing is refused");
+    }
     match (&enforcement.canary, policy_error) {
         (Canary::Refused, false) => format!("enforcing by {layer}"),
         (Canary::Refused, true) => format!("enforcing by {layer}; the newest policies have errors"),
@@ -45,6 +56,20 @@ fn layer(hooks: Hooks) -> &'static str {
     }
 }
 
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "enforce",
+        Mode::Audit => "audit",
+    }
+}
+
+fn default(verdict: DefaultVerdict) -> &'static str {
+    match verdict {
+        DefaultVerdict::Allow => "allow",
+        DefaultVerdict::Deny => "deny",
+    }
+}
+
 fn status(daemon: &Daemon) -> Status {
     let now = clock::boot_ns();
     let age = |since: u64| now.saturating_sub(since) / SECOND;
@@ -56,6 +81,8 @@ fn status(daemon: &Daemon) -> Status {
         kernel: enforcement.kernel.clone(),
         enforcement: api::Enforcement {
             active: enforcement.canary == Canary::Refused,
+            mode: mode(daemon.config.mode).into(),
+            default: default(daemon.config.default).into(),
             layer: layer(enforcement.hooks).into(),
             reason: enforcement.reason.clone(),
             canary: enforcement.canary.to_string(),
@@ -77,6 +104,12 @@ fn status(daemon: &Daemon) -> Status {
         warnings: Vec::new(),
     };
     status.warnings = warnings(&status, &enforcement.problems);
+    if let Some(trial) = daemon.trial() {
+        status.warnings.push(format!(
+            "{} is on trial for {} s more: `enforcer apply --keep` keeps it",
+            trial.name, trial.seconds_left
+        ));
+    }
     status
 }
 
@@ -164,7 +197,12 @@ fn outcome_name(outcome: Outcome) -> &'static str {
 fn warnings(status: &Status, problems: &[String]) -> Vec<String> {
     let mut warnings = problems.to_vec();
     let mut warn = |when: bool, text: String| warnings.extend(when.then_some(text));
-    let Status { counters, dns, map, .. } = status;
+    let Status { counters, dns, map, enforcement, .. } = status;
+    warn(
+        enforcement.mode == "audit",
+        "mode = \"audit\": NOTHING IS REFUSED. What would be is reported with the verdict \"audit\""
+            .to_owned(),
+    );
     warn(
         counters.lost_answers > 0,
         format!(
@@ -229,6 +267,28 @@ fn warnings(status: &Status, problems: &[String]) -> Vec<String> {
     warnings
 }
 
+fn explain(daemon: &Daemon, what: &str) -> Reply {
+    let event = match what.strip_prefix("event:").map(|sequence| sequence.parse().ok()) {
+        None => None,
+        Some(sequence) => match sequence.and_then(|sequence| daemon.recent.find(sequence)) {
+            Some(event) => Some(event),
+            None => return Reply::Error(daemon.recent.lacks(what)),
+        },
+    };
+    let destination =
+        event.as_ref().and_then(|event| event.connect()).map(|connect| Asked::Address(connect.dst_ip));
+    let asked = match destination.map_or_else(|| Asked::new(what), Ok) {
+        Ok(asked) => asked,
+        Err(error) => return Reply::Error(error),
+    };
+    match daemon.state.explain(&asked, clock::boot_ns()) {
+        Some(explanation) => {
+            Reply::Explained(Box::new(explanation), event.map(|event| Box::new(Event::clone(&event))))
+        }
+        None => Reply::Error("no policy could be loaded yet: enforcer status says why".into()),
+    }
+}
+
 fn denied(daemon: &Daemon) -> Vec<Denied> {
     let now = clock::boot_ns();
     let rule_name = |rule: RuleId| {
@@ -248,22 +308,20 @@ fn denied(daemon: &Daemon) -> Vec<Denied> {
     };
     let mut networks: Vec<(&Network, &Entry)> = daemon.installer.networks().iter().collect();
     networks.sort_by_key(|(network, _)| **network);
+    let conditions = daemon.installer.conditions();
     let network = |(network, entry): (&Network, &Entry)| {
-        let decision = decide(None, Some(entry), FOREVER - 1);
-        (decision.verdict != Verdict::Allow).then(|| Denied {
+        let rules = speaking(entry, conditions, FOREVER - 1);
+        let denied = |(by, rule, _): (Verdict, RuleId, _)| Denied {
             address: network.to_string(),
             ip: None,
             names: Vec::new(),
-            rule: rule_name(decision.rule),
-            verdict: verdict(decision.verdict).into(),
+            rule: rule_name(rule),
+            verdict: verdict(by).into(),
             expires_in_seconds: None,
-        })
+        };
+        rules.into_iter().map(denied).collect::<Vec<_>>()
     };
-    networks
-        .into_iter()
-        .filter_map(network)
-        .chain(daemon.state.claimed(now).into_iter().map(address))
-        .collect()
+    networks.into_iter().flat_map(network).chain(daemon.state.claimed(now).into_iter().map(address)).collect()
 }
 
 fn verdict(verdict: Verdict) -> &'static str {

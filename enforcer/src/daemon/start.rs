@@ -9,7 +9,7 @@ use enforcer_common::kernel::{
 use tracing::{error, info, warn};
 
 use super::DaemonError;
-use crate::config::{Config, EventKinds, EventVolume, LayerChoice};
+use crate::config::{Config, DefaultVerdict, EventKinds, EventVolume, LayerChoice, Mode};
 use crate::engine::compile::Network;
 use crate::engine::dns::table::TableConfig;
 use crate::engine::state::{NeverDeny, State};
@@ -148,6 +148,8 @@ fn attach(
         events: events(config.kinds),
         outcome: config.outcome && hooks == Hooks::Lsm,
         aggregate: config.aggregate.is_some(),
+        audit: config.mode == Mode::Audit,
+        default_deny: config.default == DefaultVerdict::Deny,
         ignore: &config.ignore,
         cgroup_root: mount,
         read_kernel: !confidential(preflight),

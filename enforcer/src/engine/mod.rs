@@ -2,7 +2,9 @@
 //! `tests/purity.rs` enforces it.
 
 pub mod compile;
+pub mod conditions;
 pub mod dns;
+pub mod explain;
 pub mod filter;
 pub mod format;
 pub mod name;

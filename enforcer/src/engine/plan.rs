@@ -3,12 +3,15 @@
 //! A claim on an address comes from a binding (a name that a rule names leads there), or is *carried*: adopted
 //! from the previous daemon, or left by a binding that had to make room in the DNS table. Between two
 //! `replan`s claims only grow or run out.
+//!
+//! The conditional rules of an entry share an expiry in the kernel; here each has its own, and is taken out of the
+//! entry when it comes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use enforcer_common::limits::ADDRESSES;
-use enforcer_common::verdict::BootNanos;
-use enforcer_common::{Addr, Claim, Entry, RuleId};
+use enforcer_common::verdict::{BootNanos, Conditional};
+use enforcer_common::{Addr, Claim, Entry, RuleId, Seats};
 
 use super::dns::table::Table;
 use super::name::Name;
@@ -17,8 +20,10 @@ use super::name::Name;
 pub trait Matcher {
     /// The claims of the rules that name any name of the chain.
     fn entry(&self, chain: &[Name], until: BootNanos) -> Entry;
-    /// Is this rule part of the policy?
-    fn knows(&self, rule: RuleId) -> bool;
+    /// What this rule says about a destination that it names. Nothing, if it is not part of the policy.
+    fn by_rule(&self, rule: RuleId, until: BootNanos) -> Entry;
+    /// The conditional rule that has, or had before the last change of the policy, this seat.
+    fn on_seat(&self, seat: u32) -> RuleId;
 }
 
 /// What a plan is made from.
@@ -51,14 +56,71 @@ pub enum Step {
 pub struct Planner {
     capacity: usize,
     installed: HashMap<Addr, Entry>,
-    /// Of `installed`, by the time at which the whole entry has run out.
+    /// Of `installed`: when each conditional rule's turn is over.
+    seated: HashMap<Addr, Sitting>,
+    /// While a policy changes: seats that stay in entries, as exceptions do, whatever the rules say. See `prepare`.
+    kept: Option<Seats>,
+    /// Of `installed`, by the time at which there is something to do about the entry.
     by_until: BTreeSet<(BootNanos, Addr)>,
     /// Claims without a binding.
-    carried: HashMap<Addr, Entry>,
+    carried: HashMap<Addr, Exact>,
     /// Addresses whose entry is not in the kernel as it should be.
     owed: BTreeMap<Addr, Owed>,
     /// Addresses in the never-deny set, with how many of their bindings deny or audit.
     refused: HashMap<Addr, usize>,
+}
+
+/// Seats and until when each is taken.
+type Sitting = BTreeMap<u32, BootNanos>;
+
+/// An entry before its conditional rules are given one expiry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Exact {
+    /// Without the conditional rules.
+    claims: Entry,
+    sitting: Sitting,
+}
+
+impl Exact {
+    fn add(&mut self, entry: &Entry) {
+        let Conditional { until, rules } = entry.conditional;
+        self.claims = self.claims.merge(Entry { conditional: Conditional::NONE, ..*entry });
+        if !rules.is_none() {
+            rules.iter().for_each(|seat| self.sit(seat, until));
+        }
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.claims = self.claims.merge(other.claims);
+        other.sitting.iter().for_each(|(seat, until)| self.sit(*seat, *until));
+    }
+
+    fn sit(&mut self, seat: u32, until: BootNanos) {
+        let known = self.sitting.entry(seat).or_insert(until);
+        *known = until.max(*known);
+    }
+
+    /// What holds.
+    fn live(&self, now: BootNanos) -> Self {
+        let alive = self.sitting.iter().filter(|(_, until)| now < **until);
+        Self { claims: live(self.claims, now), sitting: alive.map(|(seat, until)| (*seat, *until)).collect() }
+    }
+
+    fn is_none(&self) -> bool {
+        self.claims == Entry::NONE && self.sitting.is_empty()
+    }
+
+    /// When there is something to do about it: all claims have run out, or one conditional rule.
+    fn next_until(&self) -> BootNanos {
+        self.sitting.values().min().copied().unwrap_or_else(|| self.claims.last_until())
+    }
+
+    fn entry(&self) -> Entry {
+        let mut rules = Seats::NONE;
+        self.sitting.keys().for_each(|seat| rules.add(&Seats::one(*seat)));
+        let until = self.sitting.values().max().copied().unwrap_or(0);
+        Entry { conditional: Conditional::new(rules, until), ..self.claims }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +143,8 @@ impl Planner {
         Self {
             capacity,
             installed: HashMap::new(),
+            seated: HashMap::new(),
+            kept: None,
             by_until: BTreeSet::new(),
             carried: HashMap::new(),
             owed: BTreeMap::new(),
@@ -90,13 +154,17 @@ impl Planner {
 
     /// An entry that the kernel's map has already. Its claims hold until they run out or their rule is gone.
     pub fn adopt(&mut self, addr: Addr, entry: Entry) {
-        self.set(addr, Some(entry));
+        let mut exact = Exact::default();
+        exact.add(&entry);
         self.carry(addr, entry);
+        self.set(addr, Some(exact));
     }
 
     /// Claims that hold without a binding until they run out or their rule is gone. To be followed by `replan`.
     pub fn carry(&mut self, addr: Addr, claims: Entry) {
-        carry(&mut self.carried, addr, claims);
+        if claims != Entry::NONE {
+            self.carried.entry(addr).or_default().add(&claims);
+        }
     }
 
     /// After an answer was taken or bindings ran out: the addresses that the table reported. The policy and
@@ -104,28 +172,79 @@ impl Planner {
     pub fn readdress(&mut self, addrs: impl IntoIterator<Item = Addr>, view: &View<'_>) -> Vec<Step> {
         let mut wanted = BTreeMap::new();
         for addr in addrs {
-            let entry =
-                self.wanted(addr, view).map(|entry| self.keep_what_lost_its_binding(addr, entry, view.now));
-            wanted.insert(addr, entry.unwrap_or(Entry::NONE));
+            let exact =
+                self.wanted(addr, view).map(|exact| self.keep_what_lost_its_binding(addr, exact, view.now));
+            wanted.insert(addr, exact.unwrap_or_default());
         }
         self.steps(wanted, view.now)
+    }
+
+    /// Before a change of the policy to that of `view`: every entry gets the new exceptions, and the seats of the new
+    /// conditional rules, which are not in force yet, beside the old ones. From here on the old ones, `kept`, and old
+    /// exceptions stay in entries until `conclude`: whatever refuses meanwhile stands beside what excepts from it.
+    pub fn prepare(&mut self, kept: Seats, view: &View<'_>) -> Vec<Step> {
+        self.kept = Some(kept);
+        let mut wanted = BTreeMap::new();
+        for addr in self.all(view) {
+            let Some(new) = self.wanted(addr, view) else { continue };
+            let more =
+                Exact { claims: Entry { allow: new.claims.allow, ..Entry::NONE }, sitting: new.sitting };
+            if more.is_none() {
+                continue;
+            }
+            let mut exact = self.exact(addr).live(view.now);
+            exact.join(&more);
+            wanted.insert(addr, exact);
+        }
+        self.steps(wanted, view.now)
+    }
+
+    /// The old conditional rules are not in force any more: their seats are given back.
+    pub fn conclude(&mut self, view: &View<'_>) -> Vec<Step> {
+        self.kept = None;
+        self.replan(view)
     }
 
     /// After a start, or a change of the policy or the never-deny set: every address. All puts come before
     /// all removals, so that no moment denies less than the old and the new policy share.
     pub fn replan(&mut self, view: &View<'_>) -> Vec<Step> {
-        let known = |claim: Claim| if view.matcher.knows(claim.rule) { claim } else { Claim::NONE };
-        self.carried.retain(|_, entry| {
-            *entry = each(live(*entry, view.now), known);
-            *entry != Entry::NONE
+        self.carried.retain(|_, exact| {
+            *exact = as_said_now(&exact.live(view.now), view.matcher);
+            !exact.is_none()
         });
         self.refused.clear();
+        let mut wanted = BTreeMap::new();
+        for addr in self.all(view) {
+            let exact = self.wanted(addr, view).map(|mut exact| {
+                self.keep(addr, &mut exact, view.now);
+                exact
+            });
+            wanted.insert(addr, exact.unwrap_or_default());
+        }
+        self.steps(wanted, view.now)
+    }
+
+    /// Every address that somebody knows.
+    fn all(&self, view: &View<'_>) -> BTreeSet<Addr> {
         let all = view.table.addresses();
         let all = all.chain(self.installed.keys().copied()).chain(self.owed.keys().copied());
-        let all: BTreeSet<_> = all.chain(self.carried.keys().copied()).collect();
-        let wanted = |addr| (addr, self.wanted(addr, view).unwrap_or(Entry::NONE));
-        let wanted = all.into_iter().map(wanted).collect();
-        self.steps(wanted, view.now)
+        all.chain(self.carried.keys().copied()).collect()
+    }
+
+    /// What is installed.
+    fn exact(&self, addr: Addr) -> Exact {
+        let claims = self.installed.get(&addr).copied().unwrap_or(Entry::NONE);
+        let sitting = self.seated.get(&addr).cloned().unwrap_or_default();
+        Exact { claims: Entry { conditional: Conditional::NONE, ..claims }, sitting }
+    }
+
+    /// Adds what stays.
+    fn keep(&self, addr: Addr, exact: &mut Exact, now: BootNanos) {
+        let Some(kept) = &self.kept else { return };
+        let installed = self.exact(addr).live(now);
+        exact.claims = exact.claims.merge(Entry { allow: installed.claims.allow, ..Entry::NONE });
+        let stay = installed.sitting.iter().filter(|(seat, _)| kept.has(**seat));
+        stay.for_each(|(seat, until)| exact.sit(*seat, *until));
     }
 
     /// From time to time: removes what ran out, tries again what failed or did not fit.
@@ -165,23 +284,27 @@ impl Planner {
         self.refused.iter().map(|(addr, bindings)| (*addr, *bindings))
     }
 
-    fn steps(&mut self, wanted: BTreeMap<Addr, Entry>, now: BootNanos) -> Vec<Step> {
-        let (removals, puts): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(_, e)| *e == Entry::NONE);
+    fn steps(&mut self, wanted: BTreeMap<Addr, Exact>, now: BootNanos) -> Vec<Step> {
+        let (removals, puts): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(_, exact)| exact.is_none());
         let mut steps: Vec<_> =
-            puts.into_iter().filter_map(|(addr, entry)| self.put(addr, entry, now)).collect();
+            puts.into_iter().filter_map(|(addr, exact)| self.put(addr, exact, now)).collect();
         steps.extend(removals.into_iter().filter_map(|(addr, _)| self.remove(addr)));
         steps
     }
 
     /// None for an address that is never denied.
-    fn wanted(&mut self, addr: Addr, view: &View<'_>) -> Option<Entry> {
+    fn wanted(&mut self, addr: Addr, view: &View<'_>) -> Option<Exact> {
         let alive = view.table.bindings(addr).filter(|binding| view.now < binding.until);
         let claims = alive.map(|binding| view.matcher.entry(&binding.chain, binding.until));
         if !(view.never)(addr) {
-            let carried = self.carried.get(&addr).map_or(Entry::NONE, |entry| live(*entry, view.now));
-            return Some(claims.fold(carried, Entry::merge));
+            let mut exact = self.carried.get(&addr).map(|exact| exact.live(view.now)).unwrap_or_default();
+            claims.for_each(|entry| exact.add(&entry));
+            return Some(exact);
         }
-        match claims.filter(|entry| entry.deny != Claim::NONE || entry.audit != Claim::NONE).count() {
+        let refused = |entry: &Entry| {
+            entry.deny != Claim::NONE || entry.audit != Claim::NONE || entry.conditional != Conditional::NONE
+        };
+        match claims.filter(refused).count() {
             0 => self.refused.remove(&addr),
             count => self.refused.insert(addr, count),
         };
@@ -190,24 +313,39 @@ impl Planner {
 
     /// A claim that is installed and alive, but that nothing makes any more, was made by a binding that had
     /// to make room in the table: it is carried from now on.
-    fn keep_what_lost_its_binding(&mut self, addr: Addr, wanted: Entry, now: BootNanos) -> Entry {
-        if self.carried.get(&addr).is_some_and(|entry| entry.last_until() <= now) {
+    fn keep_what_lost_its_binding(&mut self, addr: Addr, mut wanted: Exact, now: BootNanos) -> Exact {
+        if self.carried.get(&addr).is_some_and(|exact| exact.live(now).is_none()) {
             self.carried.remove(&addr);
         }
-        let installed = self.installed.get(&addr).map_or(Entry::NONE, |entry| live(*entry, now));
+        self.keep(addr, &mut wanted, now);
+        let installed = self.exact(addr).live(now);
         let beyond = |had: Claim, wanted: Claim| if had.until > wanted.until { had } else { Claim::NONE };
-        let left = Entry {
-            allow: beyond(installed.allow, wanted.allow),
-            deny: beyond(installed.deny, wanted.deny),
-            audit: beyond(installed.audit, wanted.audit),
+        let claims = Entry {
+            allow: beyond(installed.claims.allow, wanted.claims.allow),
+            deny: beyond(installed.claims.deny, wanted.claims.deny),
+            audit: beyond(installed.claims.audit, wanted.claims.audit),
+            conditional: Conditional::NONE,
         };
-        carry(&mut self.carried, addr, left);
-        wanted.merge(left)
+        let stands_up =
+            |(seat, until): &(u32, BootNanos)| wanted.sitting.get(seat).is_none_or(|known| known < until);
+        let left = Exact { claims, sitting: installed.sitting.into_iter().filter(stands_up).collect() };
+        if !left.is_none() {
+            wanted.join(&left);
+            self.carried.entry(addr).or_default().join(&left);
+        }
+        wanted
     }
 
-    fn put(&mut self, addr: Addr, entry: Entry, now: BootNanos) -> Option<Step> {
+    fn put(&mut self, addr: Addr, exact: Exact, now: BootNanos) -> Option<Step> {
+        let entry = exact.entry();
         match self.installed.get(&addr) {
-            Some(had) if live(*had, now) == entry => return None,
+            Some(had) if live(*had, now) == entry => {
+                // The kernel has it, and maybe what ran out.
+                self.by_until.remove(&(self.exact(addr).next_until(), addr));
+                self.seat(addr, exact.sitting);
+                self.by_until.insert((self.exact(addr).next_until(), addr));
+                return None;
+            }
             None if self.installed.len() >= self.capacity => {
                 self.owed.entry(addr).or_insert(Owed::Room);
                 return None;
@@ -215,7 +353,7 @@ impl Planner {
             _ => {}
         }
         self.owed.remove(&addr);
-        self.set(addr, Some(entry));
+        self.set(addr, Some(exact));
         Some(Step::Put(addr, entry))
     }
 
@@ -225,35 +363,55 @@ impl Planner {
         (had.is_some() || unsure).then_some(Step::Remove(addr))
     }
 
-    fn set(&mut self, addr: Addr, entry: Option<Entry>) -> Option<Entry> {
+    fn set(&mut self, addr: Addr, exact: Option<Exact>) -> Option<Entry> {
+        if self.installed.contains_key(&addr) {
+            self.by_until.remove(&(self.exact(addr).next_until(), addr));
+        }
+        let entry = exact.as_ref().map(Exact::entry);
+        self.seat(addr, exact.map(|exact| exact.sitting).unwrap_or_default());
         let had = match entry {
             Some(entry) => self.installed.insert(addr, entry),
             None => self.installed.remove(&addr),
         };
-        if let Some(had) = had {
-            self.by_until.remove(&(had.last_until(), addr));
-        }
-        if let Some(entry) = entry {
-            self.by_until.insert((entry.last_until(), addr));
+        if entry.is_some() {
+            self.by_until.insert((self.exact(addr).next_until(), addr));
         }
         had
     }
+
+    fn seat(&mut self, addr: Addr, sitting: Sitting) {
+        if sitting.is_empty() {
+            self.seated.remove(&addr);
+        } else {
+            self.seated.insert(addr, sitting);
+        }
+    }
 }
 
-fn carry(carried: &mut HashMap<Addr, Entry>, addr: Addr, claims: Entry) {
-    if claims != Entry::NONE {
-        let entry = carried.entry(addr).or_insert(Entry::NONE);
-        *entry = entry.merge(claims);
+/// What was carried, as the rules that made it speak now: a rule can have got conditions, lost them, or changed its
+/// action.
+fn as_said_now(carried: &Exact, rules: &dyn Matcher) -> Exact {
+    let mut exact = Exact::default();
+    for claim in [carried.claims.allow, carried.claims.deny, carried.claims.audit] {
+        if claim != Claim::NONE {
+            exact.add(&rules.by_rule(claim.rule, claim.until));
+        }
     }
+    for (seat, until) in &carried.sitting {
+        exact.add(&rules.by_rule(rules.on_seat(*seat), *until));
+    }
+    exact
 }
 
 /// The claims that hold.
 fn live(entry: Entry, now: BootNanos) -> Entry {
-    each(entry, |claim| if claim.holds(now) { claim } else { Claim::NONE })
-}
-
-fn each(entry: Entry, change: impl Fn(Claim) -> Claim) -> Entry {
-    Entry { allow: change(entry.allow), deny: change(entry.deny), audit: change(entry.audit) }
+    let claim = |claim: Claim| if claim.holds(now) { claim } else { Claim::NONE };
+    Entry {
+        allow: claim(entry.allow),
+        deny: claim(entry.deny),
+        audit: claim(entry.audit),
+        conditional: if entry.conditional.holds(now) { entry.conditional } else { Conditional::NONE },
+    }
 }
 
 #[cfg(test)]
@@ -279,12 +437,23 @@ mod tests {
             matching.fold(Entry::NONE, |entry, (id, action, _)| entry.merge(claim(*action, *id, until)))
         }
 
-        fn knows(&self, rule: RuleId) -> bool {
-            self.0.iter().any(|(id, _, _)| *id == rule)
+        fn by_rule(&self, rule: RuleId, until: BootNanos) -> Entry {
+            let known = self.0.iter().filter(|(id, _, _)| *id == rule);
+            known.fold(Entry::NONE, |entry, (id, action, _)| entry.merge(claim(*action, *id, until)))
+        }
+
+        fn on_seat(&self, seat: u32) -> RuleId {
+            seat
         }
     }
 
+    /// Rules from here on are conditional, and sit on the seat of their number.
+    const CONDITIONAL: RuleId = 4;
+
     fn claim(action: Verdict, rule: RuleId, until: BootNanos) -> Entry {
+        if rule >= CONDITIONAL {
+            return Entry { conditional: Conditional::new(Seats::one(rule), until), ..Entry::NONE };
+        }
         let claim = Claim::new(rule, until);
         match action {
             Verdict::Allow => Entry { allow: claim, ..Entry::NONE },
@@ -405,7 +574,7 @@ mod tests {
     fn adopted_claims_hold_until_they_run_out_or_their_rule_is_gone() {
         let rules = [(1, Verdict::Deny, "a"), (2, Verdict::Deny, "b")];
         let mut host = Host::new(&rules, 99, 99);
-        for (last, rule, until) in [(1, 1, 10), (2, 2, 20), (3, 9, 20)] {
+        for (last, rule, until) in [(1, 1, 10), (2, 2, 20), (3, 3, 20)] {
             host.adopt(last, deny(rule, until));
         }
         assert_eq!(host.replan(), [Step::Remove(addr(3))]);
@@ -486,6 +655,66 @@ mod tests {
         assert_eq!(host.pass(50), [Step::Remove(addr(1))]);
     }
 
+    #[test]
+    fn old_seats_stay_until_the_new_rules_are_alone_in_force() {
+        let seats = |all: &[u32], seconds: BootNanos| {
+            let mut seats = Seats::NONE;
+            all.iter().for_each(|seat| seats.add(&Seats::one(*seat)));
+            Entry { conditional: Conditional::new(seats, seconds * SECOND), ..Entry::NONE }
+        };
+        let mut host = Host::new(&[(4, Verdict::Deny, "a"), (1, Verdict::Deny, "b")], 99, 99);
+        host.answer(&["a"], &[(1, 20)]);
+        host.answer(&["b"], &[(1, 10), (2, 10)]);
+        let both = Entry { deny: Claim::new(1, 10 * SECOND), ..seats(&[4], 20) };
+        assert_eq!(host.kernel[&addr(1)], both);
+        // "a" gets another seat, "b" a conditional rule.
+        host.rules = Rules(vec![(5, Verdict::Deny, "a"), (6, Verdict::Deny, "b")]);
+        host.run(|planner, view| planner.prepare(Seats::one(4), view));
+        assert_eq!(
+            host.kernel[&addr(1)],
+            Entry { deny: Claim::new(1, 10 * SECOND), ..seats(&[4, 5, 6], 20) }
+        );
+        assert_eq!(host.kernel[&addr(2)], Entry { deny: Claim::new(1, 10 * SECOND), ..seats(&[6], 10) });
+        host.replan();
+        assert_eq!(host.kernel[&addr(1)], seats(&[4, 5, 6], 20));
+        // An answer in between carries nothing over.
+        host.answer(&["a"], &[(1, 30)]);
+        assert_eq!(host.kernel[&addr(1)], seats(&[4, 5, 6], 30));
+        host.run(Planner::conclude);
+        assert_eq!(host.kernel, [(addr(1), seats(&[5, 6], 30)), (addr(2), seats(&[6], 10))].into());
+        // Each goes when its own time has come.
+        assert_eq!(host.pass(10), [Step::Put(addr(1), seats(&[5], 30)), Step::Remove(addr(2))]);
+        assert_eq!(host.pass(20), [Step::Remove(addr(1))]);
+    }
+
+    #[test]
+    fn exceptions_come_first_and_go_last() {
+        let mut host = Host::new(&[(1, Verdict::Allow, "a"), (2, Verdict::Deny, "b")], 99, 99);
+        host.answer(&["a"], &[(1, 20)]);
+        host.answer(&["b"], &[(1, 10), (2, 10)]);
+        host.rules = Rules(vec![(3, Verdict::Allow, "b")]);
+        host.run(|planner, view| planner.prepare(Seats::NONE, view));
+        let allow = |rule, seconds: BootNanos| Claim::new(rule, seconds * SECOND);
+        assert_eq!(host.kernel[&addr(1)], Entry { allow: allow(1, 20), ..deny(2, 10) });
+        assert_eq!(host.kernel[&addr(2)], Entry { allow: allow(3, 10), ..deny(2, 10) });
+        host.replan();
+        assert_eq!(host.kernel[&addr(1)], Entry { allow: allow(1, 20), ..Entry::NONE });
+        host.run(Planner::conclude);
+        assert_eq!(host.kernel[&addr(1)], Entry { allow: allow(3, 10), ..Entry::NONE });
+    }
+
+    #[test]
+    fn what_is_carried_speaks_as_its_rule_does_now() {
+        let mut host = Host::new(&[(1, Verdict::Deny, "a")], 99, 99);
+        host.adopt(1, deny(1, 10));
+        host.adopt(2, Entry { conditional: Conditional::new(Seats::one(4), 10 * SECOND), ..Entry::NONE });
+        host.replan();
+        assert_eq!(host.kernel, [(addr(1), deny(1, 10))].into(), "nobody sits on seat 4");
+        host.rules = Rules(vec![(1, Verdict::Allow, "a")]);
+        host.replan();
+        assert_eq!(host.kernel, [(addr(1), claim(Verdict::Allow, 1, 10 * SECOND))].into());
+    }
+
     const NAMES: [&str; 4] = ["a", "b", "c", "d"];
     const ACTIONS: [Verdict; 3] = [Verdict::Allow, Verdict::Deny, Verdict::Audit];
 
@@ -515,8 +744,31 @@ mod tests {
         prop::collection::vec((0u8..5, 0..ACTIONS.len(), 1u32..6, 1u64..60), 0..4)
     }
 
-    /// One reason for a claim.
-    type Source = (Addr, Verdict, RuleId, BootNanos);
+    /// One reason for a claim, or for a seat in an entry.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    struct Source {
+        addr: Addr,
+        /// `None`: a conditional rule.
+        action: Option<Verdict>,
+        rule: RuleId,
+        until: BootNanos,
+    }
+
+    impl Source {
+        fn new(addr: Addr, action: Verdict, rule: RuleId, until: BootNanos) -> Self {
+            Self { addr, action: (rule < CONDITIONAL).then_some(action), rule, until }
+        }
+
+        fn of(addr: Addr, entry: &Entry) -> Vec<Self> {
+            let claims = ACTIONS.into_iter().zip([entry.allow, entry.deny, entry.audit]);
+            let claims = claims.filter(|(_, claim)| *claim != Claim::NONE);
+            let seats = entry.conditional.rules.iter();
+            claims
+                .map(|(action, claim)| Self::new(addr, action, claim.rule, claim.until))
+                .chain(seats.map(|seat| Self::new(addr, Verdict::Deny, seat, entry.conditional.until)))
+                .collect()
+        }
+    }
 
     /// The naive model: every binding and adopted claim in a list.
     #[derive(Default)]
@@ -530,10 +782,31 @@ mod tests {
             let mut sources = self.adopted.clone();
             for (chain, addr, until) in &self.bindings {
                 let matching = rules.0.iter().filter(|(_, _, name)| chain.contains(name));
-                sources.extend(matching.map(|(id, action, _)| (*addr, *action, *id, *until)));
+                sources.extend(matching.map(|(id, action, _)| Source::new(*addr, *action, *id, *until)));
             }
-            sources.retain(|(addr, _, _, until)| now < *until && !never.contains(addr));
+            sources.retain(|source| now < source.until && !never.contains(&source.addr));
             sources
+        }
+
+        /// What was adopted, as these rules say it. Of one action, or one conditional rule, the longest.
+        fn say(&mut self, rules: &Rules, now: BootNanos) {
+            let mut said: Vec<Source> = Vec::new();
+            self.adopted.sort_by_key(|s| (s.addr, s.action.map_or(9, |action| action as u8), s.rule));
+            for source in self.adopted.iter().filter(|source| now < source.until) {
+                for (id, action, _) in rules.0.iter().filter(|(id, _, _)| *id == source.rule) {
+                    let new = Source::new(source.addr, *action, *id, source.until);
+                    let same = |old: &&mut Source| {
+                        (old.addr, old.action) == (new.addr, new.action)
+                            && (new.action.is_some() || old.rule == new.rule)
+                    };
+                    match said.iter_mut().find(same) {
+                        Some(old) if old.until < new.until => *old = new,
+                        Some(_) => {}
+                        None => said.push(new),
+                    }
+                }
+            }
+            self.adopted = said;
         }
 
         fn check(&self, host: &Host) -> Result<(), TestCaseError> {
@@ -543,12 +816,20 @@ mod tests {
                 prop_assert!(entry.is_none_or(|entry| live(entry, host.now) != Entry::NONE), "garbage");
                 let entry = live(entry.unwrap_or(Entry::NONE), host.now);
                 for (action, claim) in ACTIONS.into_iter().zip([entry.allow, entry.deny, entry.audit]) {
-                    let mine = || sources.iter().filter(|s| (s.0, s.1) == (addr(last), action));
-                    prop_assert_eq!(claim.until, mine().map(|s| s.3).max().unwrap_or(0));
+                    let mine = || sources.iter().filter(|s| (s.addr, s.action) == (addr(last), Some(action)));
+                    prop_assert_eq!(claim.until, mine().map(|s| s.until).max().unwrap_or(0));
                     prop_assert!(
-                        claim == Claim::NONE || mine().any(|s| (s.2, s.3) == (claim.rule, claim.until))
+                        claim == Claim::NONE
+                            || mine().any(|s| (s.rule, s.until) == (claim.rule, claim.until))
                     );
                 }
+                let mine = sources.iter().filter(|s| (s.addr, s.action) == (addr(last), None));
+                let (mut seats, mut until) = (Seats::NONE, 0);
+                for source in mine {
+                    seats.add(&Seats::one(source.rule));
+                    until = source.until.max(until);
+                }
+                prop_assert_eq!(entry.conditional, Conditional::new(seats, until));
             }
             Ok(())
         }
@@ -569,12 +850,13 @@ mod tests {
                 let rule =
                     |(id, action, name): &(RuleId, usize, usize)| (*id, ACTIONS[*action], NAMES[*name]);
                 host.rules = Rules(rules.iter().map(rule).collect());
-                model.adopted.retain(|(_, _, rule, _)| host.rules.knows(*rule));
+                model.say(&host.rules, host.now);
                 host.replan();
             }
             Op::Never(addrs) => {
                 host.never = addrs.into_iter().map(addr).collect();
                 host.replan();
+                model.say(&host.rules, host.now);
             }
             Op::Failed(last) => {
                 host.planner.failed(addr(last));
@@ -598,13 +880,8 @@ mod tests {
                 let had = host.kernel.get(&addr(last)).copied().unwrap_or(Entry::NONE);
                 host.adopt(last, had.merge(claim(action, rule, until)));
             }
-            for (addr, entry) in &host.kernel {
-                for (action, claim) in ACTIONS.into_iter().zip([entry.allow, entry.deny, entry.audit]) {
-                    if host.rules.knows(claim.rule) {
-                        model.adopted.push((*addr, action, claim.rule, claim.until));
-                    }
-                }
-            }
+            model.adopted.extend(host.kernel.iter().flat_map(|(addr, entry)| Source::of(*addr, entry)));
+            model.say(&host.rules, host.now);
             host.replan();
             model.check(&host)?;
             for op in ops {

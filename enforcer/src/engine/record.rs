@@ -126,7 +126,7 @@ pub struct Connect {
     /// Which hook saw it.
     pub layer: LayerName,
     pub verdict: VerdictName,
-    /// The rule that decided, `null` for the default.
+    /// The rule that decided, `null` for the default. `default` where that is to deny.
     pub rule: Option<String>,
     /// What the call returned (of connects that are not refused only when asked for): 0, or the error's number (115 EINPROGRESS for a non-blocking connect under way).
     /// Absent: not known.

@@ -1,19 +1,22 @@
 //! Everything the daemon knows, and how each input changes it. Effects come back as values: steps for the
 //! address map, events for the sinks.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use enforcer_common::event::{AF_INET, AF_INET6, AnswerRecord, ConnectRecord, Layer, RETURNED};
-use enforcer_common::verdict::{BootNanos, FOREVER};
-use enforcer_common::{Addr, Claim, Entry, RuleId, Verdict};
+use enforcer_common::verdict::{BootNanos, Conditional, FOREVER, NO_RULE, Said};
+use enforcer_common::{Addr, Claim, Entry, RuleId, Seats, Verdict};
 
 use super::compile::{Compiled, Network};
+use super::conditions::Table;
 use super::dns::stream::{Flow, Streams};
-use super::dns::table::{Binding, Origin, Table, TableConfig};
+use super::dns::table::{Binding, Origin, Table as DnsTable, TableConfig};
 use super::dns::wire;
+use super::explain::{self, Asked, Explanation, Known, Running};
 use super::name::Name;
 use super::plan::{Matcher, Planner, Step, View};
+use super::policy::Action;
 use super::record::{
     Connect, Event, Gap, LayerName, NameKind, NameOrigin, Process, RefusedBinding, SocketConnect,
     VerdictName, family_name, printable, protocol_name, socket_type_name,
@@ -87,7 +90,7 @@ pub struct Remembered {
 pub struct State {
     /// `None`: no policy could be loaded yet, and what was adopted stays as it is.
     compiled: Option<Compiled>,
-    table: Table,
+    table: DnsTable,
     streams: Streams,
     planner: Planner,
     never: NeverDeny,
@@ -101,7 +104,7 @@ impl State {
     pub fn new(table: TableConfig, never: NeverDeny) -> Self {
         Self {
             compiled: None,
-            table: Table::new(table),
+            table: DnsTable::new(table),
             streams: Streams::default(),
             planner: Planner::default(),
             never,
@@ -150,6 +153,19 @@ impl State {
             }
         }
         self.replan(now)
+    }
+
+    /// Before a new set of rules: entries that it will need beside those that are there. `in_force`: the seats of
+    /// conditional rules before it; its own are not yet.
+    pub fn prepare(&mut self, compiled: &Compiled, in_force: Seats, now: BootNanos) -> Vec<Step> {
+        let never = |addr| self.never.contains(addr);
+        let view = View { table: &self.table, matcher: compiled, never: &never, now };
+        self.planner.prepare(in_force, &view)
+    }
+
+    /// The conditional rules of the set before this one are not in force any more.
+    pub fn conclude(&mut self, now: BootNanos) -> Vec<Step> {
+        self.plan(now, Planner::conclude)
     }
 
     /// A new set of rules: matched against everything already seen.
@@ -272,7 +288,7 @@ impl State {
             process: process(record, facts),
             layer: layer_name(record.layer),
             verdict: verdict_name(record.verdict),
-            rule: self.rule_name(record.rule).map(str::to_owned),
+            rule: self.rule_name(record.rule).or(by_default(record)).map(str::to_owned),
             errno: errno(record),
             latency_ns: latency(record),
             count: 1,
@@ -323,19 +339,17 @@ impl State {
             .installed()
             .iter()
             .filter_map(|(addr, entry)| {
-                let decision = enforcer_common::decide(Some(entry), None, now);
-                let claim = match decision.verdict {
-                    Verdict::Deny => entry.deny,
-                    Verdict::Audit => entry.audit,
-                    Verdict::Allow => return None,
-                };
-                let names = self.table.names(*addr, now);
-                Some(Claimed {
-                    addr: *addr,
-                    names,
-                    rule: claim.rule,
-                    verdict: decision.verdict,
-                    until: claim.until,
+                let conditions = &self.compiled.as_ref()?.conditions().transition;
+                Some((*addr, speaking(entry, conditions, now)))
+            })
+            .flat_map(|(addr, speaking)| {
+                let names = self.table.names(addr, now);
+                speaking.into_iter().map(move |(verdict, rule, until)| Claimed {
+                    addr,
+                    names: names.clone(),
+                    rule,
+                    verdict,
+                    until,
                 })
             })
             .collect();
@@ -343,11 +357,34 @@ impl State {
         all
     }
 
+    pub fn compiled(&self) -> Option<&Compiled> {
+        self.compiled.as_ref()
+    }
+
+    /// Why this is denied, or is not. `None`: no policy could be loaded yet.
+    pub fn explain(&self, asked: &Asked, now: BootNanos) -> Option<Explanation> {
+        let installed = |addr: Addr| self.planner.installed().get(&addr).copied();
+        let never = |addr: Addr| self.never.contains(addr);
+        let running = Running { table: &self.table, installed: &installed, never: &never, now };
+        Some(explain::explain(asked, &Known { compiled: self.compiled.as_ref()?, running: Some(running) }))
+    }
+
+    /// Every address that is denied now.
+    pub fn denied(&self, now: BootNanos) -> BTreeSet<Addr> {
+        let denies = |entry: &Entry| {
+            let mut said = Said::NOTHING;
+            said.hear(entry, now);
+            said.decide().verdict == Verdict::Deny
+        };
+        let denied = self.planner.installed().iter().filter(|(_, entry)| denies(entry));
+        denied.map(|(addr, _)| *addr).collect()
+    }
+
     pub fn rule_name(&self, rule: RuleId) -> Option<&str> {
         self.compiled.as_ref()?.rule_name(rule)
     }
 
-    pub fn table(&self) -> &Table {
+    pub fn table(&self) -> &DnsTable {
         &self.table
     }
 
@@ -362,6 +399,32 @@ impl State {
     pub fn streams_lost(&self) -> u64 {
         self.streams.lost
     }
+}
+
+/// The rules that refuse or audit connects to a destination, some or all: what decides when nothing depends on the
+/// connect, and every conditional one beside it.
+pub fn speaking(entry: &Entry, conditions: &Table, now: BootNanos) -> Vec<(Verdict, RuleId, BootNanos)> {
+    let mut all = Vec::new();
+    match [entry.allow, entry.deny, entry.audit].map(|claim| claim.holds(now)) {
+        [true, ..] => return all,
+        [_, true, _] => all.push((Verdict::Deny, entry.deny.rule, entry.deny.until)),
+        [.., true] => all.push((Verdict::Audit, entry.audit.rule, entry.audit.until)),
+        _ => {}
+    }
+    let Conditional { until, rules } = entry.conditional;
+    if now < until {
+        for (action, verdict) in [(Action::Deny, Verdict::Deny), (Action::Audit, Verdict::Audit)] {
+            let mut with = rules;
+            with.keep(&conditions.by_action(action));
+            all.extend(with.iter().map(|seat| (verdict, conditions.rule(seat), until)));
+        }
+    }
+    all
+}
+
+/// What stands for a rule where the default refused.
+fn by_default(record: &ConnectRecord) -> Option<&'static str> {
+    (record.rule == NO_RULE && record.verdict != Verdict::Allow as u8).then_some("default")
 }
 
 fn name_origin(origin: &Origin<'_>, now: BootNanos) -> NameOrigin {

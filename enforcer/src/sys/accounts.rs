@@ -7,6 +7,8 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::engine::conditions::Accounts as Numbers;
+
 /// More of a file is not read.
 const BYTES: u64 = 16 * 1024 * 1024;
 
@@ -23,6 +25,7 @@ struct Table {
     /// Inode, size and time of change of what was read.
     version: Option<(u64, u64, i64, i64)>,
     names: HashMap<u32, String>,
+    numbers: HashMap<String, u32>,
 }
 
 impl Default for Accounts {
@@ -46,44 +49,54 @@ impl Accounts {
         self.groups.names.get(&gid).map(String::as_str)
     }
 
-    /// Reads the files again if they changed. A file that cannot be read keeps what was known.
-    pub fn refresh(&mut self) {
-        self.users.refresh();
-        self.groups.refresh();
+    /// By name.
+    pub fn numbers(&self) -> Numbers {
+        Numbers { users: self.users.numbers.clone(), groups: self.groups.numbers.clone() }
+    }
+
+    /// Reads the files again if they changed. A file that cannot be read keeps what was known. True: numbers of names
+    /// changed.
+    pub fn refresh(&mut self) -> bool {
+        let users = self.users.refresh();
+        self.groups.refresh() || users
     }
 }
 
 impl Table {
     fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), version: None, names: HashMap::new() }
+        Self { path: path.to_owned(), version: None, names: HashMap::new(), numbers: HashMap::new() }
     }
 
-    fn refresh(&mut self) {
-        let Ok(found) = fs::metadata(&self.path) else { return };
+    fn refresh(&mut self) -> bool {
+        let Ok(found) = fs::metadata(&self.path) else { return false };
         let version = Some((found.ino(), found.size(), found.mtime(), found.mtime_nsec()));
         if !found.is_file() || version == self.version {
-            return;
+            return false;
         }
         let mut bytes = Vec::new();
-        let Ok(file) = fs::File::open(&self.path) else { return };
+        let Ok(file) = fs::File::open(&self.path) else { return false };
         if file.take(BYTES).read_to_end(&mut bytes).is_ok() {
-            self.names = parse(&bytes);
+            let before = std::mem::take(&mut self.numbers);
+            (self.names, self.numbers) = parse(&bytes);
             self.version = version;
+            return self.numbers != before;
         }
+        false
     }
 }
 
 /// `name:password:id:...` a line. The first of several names of an id is its name.
-fn parse(bytes: &[u8]) -> HashMap<u32, String> {
-    let mut names = HashMap::new();
+fn parse(bytes: &[u8]) -> (HashMap<u32, String>, HashMap<String, u32>) {
+    let (mut names, mut numbers) = (HashMap::new(), HashMap::new());
     for line in String::from_utf8_lossy(bytes).lines() {
         let mut fields = line.split(':');
         let (name, id) = (fields.next(), fields.nth(1).and_then(|id| id.parse().ok()));
         if let (Some(name), Some(id)) = (name, id) {
+            numbers.entry(name.to_owned()).or_insert(id);
             names.entry(id).or_insert_with(|| crate::engine::record::printable(name.as_bytes()));
         }
     }
-    names
+    (names, numbers)
 }
 
 #[cfg(test)]

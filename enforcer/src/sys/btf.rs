@@ -49,6 +49,10 @@ fn offsets_of(bytes: &[u8]) -> Result<Offsets, BtfError> {
         task_cgroups: at("task_struct", &["cgroups"])?,
         cred_uid: at("cred", &["uid"])?,
         cred_gid: at("cred", &["gid"])?,
+        cred_egid: at("cred", &["egid"])?,
+        cred_group_info: at("cred", &["group_info"])?,
+        group_info_ngroups: at("group_info", &["ngroups"])?,
+        group_info_gid: at("group_info", &["gid"])?,
         css_set_dfl_cgrp: at("css_set", &["dfl_cgrp"])?,
         cgroup_kn: at("cgroup", &["kn"])?,
         kernfs_node_id: at("kernfs_node", &["id"])?,
@@ -75,6 +79,9 @@ fn offsets_of(bytes: &[u8]) -> Result<Offsets, BtfError> {
         mount_mnt: at("mount", &["mnt"])?,
         mount_parent: at("mount", &["mnt_parent"])?,
         mount_mountpoint: at("mount", &["mnt_mountpoint"])?,
+        mount_mnt_ns: at("mount", &["mnt_ns"])?,
+        mnt_namespace_user_ns: at("mnt_namespace", &["user_ns"])?,
+        user_namespace_level: at("user_namespace", &["level"])?,
         nsproxy_net: at("nsproxy", &["net_ns"])?,
         net_inum: at("net", &["ns", "inum"])?,
         net_user_ns: at("net", &["user_ns"])?,
@@ -83,6 +90,7 @@ fn offsets_of(bytes: &[u8]) -> Result<Offsets, BtfError> {
         sock_uid: at("sock", &["sk_uid"])?,
         sock_socket: at("sock", &["sk_socket"])?,
         socket_file: at("socket", &["file"])?,
+        sock_cookie: at("sock", &["__sk_common", "skc_cookie"])?,
     })
 }
 

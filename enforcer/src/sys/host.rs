@@ -30,11 +30,7 @@ impl Host {
     /// As it is now.
     pub fn read() -> std::io::Result<Self> {
         let mut servers: HashSet<Addr> = own()?.collect();
-        for path in RESOLV_CONF {
-            if let Ok(text) = fs::read_to_string(path) {
-                servers.extend(resolvers(&text));
-            }
-        }
+        servers.extend(asked());
         let mut gateways = HashSet::new();
         for (path, gateway) in ROUTES {
             // Without IPv6 there is no such file.
@@ -49,6 +45,12 @@ impl Host {
     pub fn protected(&self) -> HashSet<Addr> {
         self.servers.union(&self.gateways).copied().collect()
     }
+}
+
+/// The host's resolvers, now.
+pub fn asked() -> Vec<Addr> {
+    let texts = RESOLV_CONF.iter().filter_map(|path| fs::read_to_string(path).ok());
+    texts.flat_map(|text| resolvers(&text).collect::<Vec<_>>()).collect()
 }
 
 /// Tells one version of the files with the resolvers from the next: file system, inode, time.

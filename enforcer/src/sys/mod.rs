@@ -17,5 +17,6 @@ pub mod random;
 pub mod ring;
 pub mod routes;
 pub mod sink;
+pub mod sockets;
 pub mod state_file;
 pub mod systemd;

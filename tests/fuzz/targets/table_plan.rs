@@ -20,21 +20,21 @@ struct Rules(u8);
 
 impl Matcher for Rules {
     fn entry(&self, chain: &[Name], until: u64) -> Entry {
-        let mut entry = Entry::NONE;
-        for rule in (0..8).filter(|rule| self.knows(*rule)) {
-            if chain.iter().any(|name| name.as_str() == rule.to_string()) {
-                let claim = Claim::new(rule, until);
-                entry = entry.merge(match rule % 2 {
-                    0 => Entry { deny: claim, ..Entry::NONE },
-                    _ => Entry { allow: claim, ..Entry::NONE },
-                });
-            }
-        }
-        entry
+        let named = |rule: &RuleId| chain.iter().any(|name| name.as_str() == rule.to_string());
+        (0..8).filter(named).map(|rule| self.by_rule(rule, until)).fold(Entry::NONE, Entry::merge)
     }
 
-    fn knows(&self, rule: RuleId) -> bool {
-        rule < 8 && self.0 & (1 << rule) != 0
+    fn by_rule(&self, rule: RuleId, until: u64) -> Entry {
+        let claim = Claim::new(rule, until);
+        match rule % 2 {
+            _ if rule >= 8 || self.0 & (1 << rule) == 0 => Entry::NONE,
+            0 => Entry { deny: claim, ..Entry::NONE },
+            _ => Entry { allow: claim, ..Entry::NONE },
+        }
+    }
+
+    fn on_seat(&self, seat: u32) -> RuleId {
+        seat
     }
 }
 

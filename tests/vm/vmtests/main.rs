@@ -25,7 +25,7 @@ fn dispatch() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let command = arguments.next().unwrap_or_default();
     let rest = arguments.collect::<Vec<_>>();
-    let tests = if command == "quick" { Vec::new() } else { cases::all() };
+    let tests = if matches!(command.as_str(), "quick" | "probe") { Vec::new() } else { cases::all() };
     match command.as_str() {
         "run" => run(&tests, &rest),
         "one" => one(&tests, rest.first().context("which test?")?),
@@ -33,6 +33,7 @@ fn dispatch() -> Result<()> {
             [address, cgroup] => cases::facts::quick(address, cgroup),
             _ => bail!("usage: vmtests quick ADDRESS CGROUP"),
         },
+        "probe" => cases::scopes::probe(),
         "network" => network::build(),
         "record" => {
             network::build()?;

@@ -2,21 +2,24 @@
 
 mod networks;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::OnceLock;
 
 use enforcer_common::limits::NAMES;
 use enforcer_common::name::{self, Match};
-use enforcer_common::verdict::{BootNanos, NO_RULE};
-use enforcer_common::{Addr, Claim, Entry, RuleId};
+use enforcer_common::verdict::{BootNanos, Conditional as Sitting, NO_RULE};
+use enforcer_common::{Addr, Claim, Entry, RuleId, Seats};
 use globset::{Glob, GlobSet};
 
+use super::conditions::{self, Accounts, CONDITIONAL, Resolved, Seated, Table, TooMany, fingerprint};
 use super::name::Name;
 use super::plan::Matcher;
-use super::policy::{Diagnostic, Lists, Pattern, PolicySet, Position, Rule, Severity, Skipped};
-use super::tables::{Budget, Patterns, Tables, said};
+use super::policy::{
+    Account, Action, Diagnostic, Lists, Origin, Pattern, PolicySet, Rule, Scope, Severity, Tally,
+};
+use super::tables::{Budget, Patterns, Tables, excepted, said};
 
-pub use networks::Network;
+pub use networks::{Network, side_by_side};
 
 /// Which rule speaks for each action about one name; `NO_RULE` is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -24,10 +27,12 @@ pub struct Claims {
     pub allow: RuleId,
     pub deny: RuleId,
     pub audit: RuleId,
+    /// The seats of conditional rules.
+    pub conditional: Seats,
 }
 
 impl Claims {
-    pub const NONE: Self = Self { allow: NO_RULE, deny: NO_RULE, audit: NO_RULE };
+    pub const NONE: Self = Self { allow: NO_RULE, deny: NO_RULE, audit: NO_RULE, conditional: Seats::NONE };
 
     pub fn is_none(self) -> bool {
         self == Self::NONE
@@ -36,13 +41,23 @@ impl Claims {
     /// As a map entry whose claims all hold until the same moment.
     pub fn entry(self, until: BootNanos) -> Entry {
         let claim = |rule| if rule == NO_RULE { Claim::NONE } else { Claim::new(rule, until) };
-        Entry { allow: claim(self.allow), deny: claim(self.deny), audit: claim(self.audit) }
+        Entry {
+            allow: claim(self.allow),
+            deny: claim(self.deny),
+            audit: claim(self.audit),
+            conditional: Sitting::new(self.conditional, until),
+        }
     }
 }
 
 impl From<Match> for Claims {
     fn from(by: Match) -> Self {
-        Self { allow: name::rule(by.allow), deny: name::rule(by.deny), audit: name::rule(by.audit) }
+        Self {
+            allow: name::rule(by.allow),
+            deny: name::rule(by.deny),
+            audit: name::rule(by.audit),
+            conditional: by.conditional,
+        }
     }
 }
 
@@ -52,15 +67,51 @@ impl Matcher for Compiled {
         Claims::from(by).entry(until)
     }
 
-    fn knows(&self, rule: RuleId) -> bool {
-        self.rules.contains_key(&rule)
+    fn by_rule(&self, rule: RuleId, until: BootNanos) -> Entry {
+        self.rules.get(&rule).map_or(Entry::NONE, |known| Claims::from(known.said).entry(until))
     }
+
+    fn on_seat(&self, seat: u32) -> RuleId {
+        self.conditions.transition.rule(seat)
+    }
+}
+
+/// What the kernel must know about conditional rules.
+#[derive(Clone, Debug)]
+pub struct Conditional {
+    /// In force from now on.
+    pub table: Table,
+    /// With the rules before: in force while some addresses carry the old seats and some the new ones.
+    pub transition: Table,
+}
+
+/// What a policy set is compiled beside.
+#[derive(Clone, Debug)]
+pub struct Beside {
+    /// The conditional rules in force.
+    pub conditions: Table,
+    pub accounts: Accounts,
+}
+
+impl Default for Beside {
+    /// Nothing.
+    fn default() -> Self {
+        Self { conditions: Table::empty(), accounts: Accounts::default() }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    name: Box<str>,
+    said: Match,
 }
 
 /// How much a policy set holds, for `status`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub rules: usize,
+    /// Of these: with ports, protocols or a scope.
+    pub conditional: usize,
     /// As the rules and their lists write them.
     pub patterns: usize,
     /// Different domains in the kernel's table.
@@ -76,11 +127,18 @@ pub struct Counts {
     pub networks: usize,
 }
 
+/// What a rule does, and where it stands.
+#[derive(Clone, Debug)]
+pub struct About {
+    pub action: Action,
+    pub origin: Origin,
+}
+
 /// A policy set, ready for questions.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// Names of the rules.
-    rules: HashMap<RuleId, Box<str>>,
+    rules: HashMap<RuleId, Known>,
+    conditions: Conditional,
     tables: Tables,
     /// Globs for which the kernel has no room.
     late: Globs,
@@ -88,53 +146,84 @@ pub struct Compiled {
     globs: Vec<(Match, Box<str>)>,
     /// Made when the first odd name comes: it takes much memory, and few hosts ever see one.
     odd: OnceLock<Globs>,
-    networks: Vec<(Network, Entry)>,
+    networks: BTreeMap<Network, Entry>,
+    lists: Vec<Tally>,
+    /// What is told of each rule.
+    about: HashMap<RuleId, About>,
     counts: Counts,
     warnings: Vec<Diagnostic>,
+    any_named: bool,
 }
 
 impl Compiled {
     /// `lists` has every list of the set; `key` is random. Fails when the names, the globs or the networks are more
     /// than fit.
     pub fn new(set: &PolicySet, lists: &Lists, key: [u64; 2]) -> Result<Self, Vec<Diagnostic>> {
-        Self::with_budget(set, lists, key, Budget::default())
+        Self::with_budget(set, lists, key, &Beside::default(), Budget::default())
     }
 
     pub fn with_budget(
         set: &PolicySet,
         lists: &Lists,
         key: [u64; 2],
+        beside: &Beside,
         budget: Budget,
     ) -> Result<Self, Vec<Diagnostic>> {
-        let networks = networks::merged(&set.rules)?;
+        let set = &*set.with_listed_networks(lists);
+        let (conditions, seats) =
+            seated(&set.rules, lists, key, beside).map_err(|why| conditions::too_many(&set.rules, why))?;
+        let by = |((place, rule), seat): ((u32, &Rule), &Option<u32>)| said(place, rule, *seat);
+        let said: Vec<Match> = (0..).zip(&set.rules).zip(&seats).map(by).collect();
+        let networks = networks::merged(&set.rules, &said)?;
         let mut patterns = Patterns::collect(set, lists, key);
-        let by = |(place, glob): &(u32, Glob)| (said(*place, &set.rules[*place as usize]), glob.clone());
+        let by = |(place, glob): &(u32, Glob)| (said[*place as usize], glob.clone());
         let globs: Vec<(Match, Glob)> = patterns.globs.iter().map(by).collect();
         Globs::new(&globs).map_err(|error| too_many_globs(&set.rules, &error))?;
         let count = patterns.count();
-        let skipped = std::mem::take(&mut patterns.skipped);
-        let tables = Tables::new(&set.rules, patterns, budget);
+        let tallies = std::mem::take(&mut patterns.lists);
+        let excepts: Vec<Match> = (0..).zip(&set.rules).map(|(place, rule)| excepted(place, rule)).collect();
+        let tables = Tables::new(&said, &excepts, patterns, budget);
         if tables.names > NAMES {
             return Err(too_many_names(&set.rules));
         }
         let counts = Counts {
             rules: set.rules.len(),
+            conditional: seats.iter().flatten().count(),
             patterns: count,
             names: tables.names,
             globs: tables.globs,
             states: tables.states,
             late_globs: tables.late.len(),
-            skipped: skipped.iter().map(|skipped| skipped.lines).sum(),
+            skipped: tallies.iter().map(Tally::all_skipped).sum(),
             networks: set.rules.iter().map(|rule| rule.networks.len()).sum(),
         };
         let late: HashSet<&str> = tables.late.iter().map(|(_, glob)| glob.as_str()).collect();
         let late: Vec<(Match, Glob)> =
             globs.iter().filter(|(_, glob)| late.contains(glob.glob())).cloned().collect();
         let late = Globs::new(&late).map_err(|error| too_many_globs(&set.rules, &error))?;
-        let warnings = warnings(&skipped, &tables, &set.rules);
-        let rules = set.rules.iter().map(|rule| (rule.id, rule.name.as_str().into())).collect();
+        let mut warnings = warnings(&tallies, &tables, &set.rules);
+        warnings.extend(set.rules.iter().flat_map(|rule| unknown_accounts(rule, &beside.accounts)));
+        let any_named = set.rules.iter().any(|rule| rule.conditions.scope.names_accounts());
+        let known =
+            |(rule, said): (&Rule, &Match)| (rule.id, Known { name: rule.name.as_str().into(), said: *said });
+        let rules = set.rules.iter().zip(&said).map(known).collect();
         let globs = globs.into_iter().map(|(said, glob)| (said, glob.glob().into())).collect();
-        Ok(Self { rules, tables, late, globs, odd: OnceLock::new(), networks, counts, warnings })
+        let about = |rule: &Rule| (rule.id, About { action: rule.action, origin: rule.origin.clone() });
+        let about = set.rules.iter().map(about).collect();
+        Ok(Self {
+            rules,
+            conditions,
+            tables,
+            late,
+            globs,
+            odd: OnceLock::new(),
+            networks,
+            lists: tallies,
+            about,
+            counts,
+            warnings,
+            any_named,
+        })
     }
 
     /// The rules that name this host. Within one action the first rule of the set.
@@ -174,8 +263,8 @@ impl Compiled {
     }
 
     /// What the trie holds: each network with its own claims and those of every network around it, because
-    /// a lookup in the kernel sees the longest match only. Ordered by address, then prefix.
-    pub fn networks(&self) -> &[(Network, Entry)] {
+    /// a lookup in the kernel sees the longest match only.
+    pub fn networks(&self) -> &BTreeMap<Network, Entry> {
         &self.networks
     }
 
@@ -186,17 +275,87 @@ impl Compiled {
     }
 
     pub fn rule_name(&self, id: RuleId) -> Option<&str> {
-        self.rules.get(&id).map(AsRef::as_ref)
+        self.rules.get(&id).map(|rule| rule.name.as_ref())
+    }
+
+    /// Whether a rule speaks of users or groups by name, whose numbers can change.
+    pub fn names_accounts(&self) -> bool {
+        self.any_named
+    }
+
+    pub fn conditions(&self) -> &Conditional {
+        &self.conditions
+    }
+
+    pub fn rule(&self, id: RuleId) -> Option<&About> {
+        self.about.get(&id)
     }
 
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
+    /// What each list held, in the order of the rules.
+    pub fn lists(&self) -> &[Tally] {
+        &self.lists
+    }
+
     /// What is allowed, but hardly meant, or weaker than it looks.
     pub fn warnings(&self) -> &[Diagnostic] {
         &self.warnings
     }
+}
+
+/// Names in a scope that nobody has.
+fn unknown_accounts(rule: &Rule, known: &Accounts) -> Vec<Diagnostic> {
+    let Scope { users, groups, .. } = &rule.conditions.scope;
+    let kinds = [("user", users, &known.users), ("group", groups, &known.groups)];
+    let unknown = kinds.into_iter().flat_map(|(kind, written, known)| {
+        let name = |account: &Account| match account {
+            Account::Name(name) if !known.contains_key(name) => Some(name.clone()),
+            _ => None,
+        };
+        written.iter().filter_map(name).map(move |name| (kind, name)).collect::<Vec<_>>()
+    });
+    unknown
+        .map(|(kind, name)| {
+            let message =
+                format!("the {kind} {name:?} in the scope of the rule `{}` does not exist", rule.name);
+            let hint = "it is in scope as soon as there is one; a directory service is not asked: write its number there"
+                .to_owned();
+            Diagnostic { severity: Severity::Warning, ..Diagnostic::about_rule(&rule.origin, message, hint) }
+        })
+        .collect()
+}
+
+/// A seat for each conditional rule, and the table of them.
+fn seated(
+    rules: &[Rule],
+    lists: &Lists,
+    key: [u64; 2],
+    beside: &Beside,
+) -> Result<(Conditional, Vec<Option<u32>>), TooMany> {
+    let conditional = |rule: &&Rule| !rule.conditions.is_empty();
+    let scopes: Vec<Resolved> =
+        rules.iter().map(|rule| Resolved::new(&rule.conditions.scope, &beside.accounts)).collect();
+    let of = |(rule, scope): (&Rule, &Resolved)| conditional(&rule).then(|| fingerprint(rule, scope, lists));
+    let prints: Vec<Option<u64>> = rules.iter().zip(&scopes).map(of).collect();
+    let old = &beside.conditions;
+    let some: Vec<u64> = prints.iter().flatten().copied().collect();
+    if some.len() > CONDITIONAL {
+        return Err(TooMany::Seats);
+    }
+    let mut assigned = old.assign(&some)?.into_iter();
+    let seats: Vec<Option<u32>> = prints.iter().map(|print| print.and_then(|_| assigned.next())).collect();
+    let all = rules.iter().zip(&scopes).zip(prints.iter().zip(&seats));
+    let seated: Vec<Seated<'_>> = all
+        .filter_map(|((rule, scope), (print, seat))| {
+            Some(Seated { seat: (*seat)?, rule, scope, fingerprint: (*print)? })
+        })
+        .collect();
+    let table = Table::new(&seated, old.key().unwrap_or(key))?;
+    let transition = old.with(&table)?;
+    Ok((Conditional { table, transition }, seats))
 }
 
 /// Globs as globset matches them.
@@ -219,18 +378,7 @@ impl Globs {
     }
 }
 
-fn warnings(skipped: &[Skipped], tables: &Tables, rules: &[Rule]) -> Vec<Diagnostic> {
-    let skipped = skipped.iter().map(|skipped| Diagnostic {
-        severity: Severity::Warning,
-        file: skipped.path.to_string(),
-        position: Some(Position { line: skipped.line, column: 1 }),
-        excerpt: None,
-        message: format!(
-            "{} lines are no host patterns and were skipped; the first: {}",
-            skipped.lines, skipped.why
-        ),
-        hint: skipped.hint.clone(),
-    });
+fn warnings(lists: &[Tally], tables: &Tables, rules: &[Rule]) -> Vec<Diagnostic> {
     let late = tables.late.iter().filter_map(|(place, glob)| {
         let rule = rules.get(*place as usize)?;
         let message = format!(
@@ -241,7 +389,7 @@ fn warnings(skipped: &[Skipped], tables: &Tables, rules: &[Rule]) -> Vec<Diagnos
         let hint = "write it with fewer `*`, or as `.example.com`".to_owned();
         Some(Diagnostic { severity: Severity::Warning, ..Diagnostic::about_rule(&rule.origin, message, hint) })
     });
-    skipped.chain(late).collect()
+    lists.iter().filter_map(Tally::warning).chain(late).collect()
 }
 
 fn too_many_names(rules: &[Rule]) -> Vec<Diagnostic> {
@@ -268,7 +416,7 @@ fn too_many_globs(rules: &[Rule], error: &globset::Error) -> Vec<Diagnostic> {
 mod tests {
     use std::net::IpAddr;
 
-    use enforcer_common::{Decision, Verdict, decide};
+    use enforcer_common::{Decision, Said, Verdict};
     use globset::{GlobBuilder, GlobSetBuilder};
     use proptest::prelude::*;
 
@@ -276,7 +424,7 @@ mod tests {
     use enforcer_common::verdict::FOREVER;
     use ipnetwork::IpNetwork;
 
-    use super::super::policy::{Action, Origin, rule_id};
+    use super::super::policy::{Conditions, rule_id};
     use super::*;
 
     const KEY: [u64; 2] = [7, 8];
@@ -292,6 +440,7 @@ mod tests {
                 allow: first(self.allow, other.allow),
                 deny: first(self.deny, other.deny),
                 audit: first(self.audit, other.audit),
+                conditional: Seats::NONE,
             }
         }
     }
@@ -305,12 +454,14 @@ mod tests {
             hosts: hosts.iter().map(|text| Pattern::new(text).unwrap()).collect(),
             lists: Vec::new(),
             networks: networks.iter().map(|text| text.parse().unwrap()).collect(),
+            conditions: Conditions::default(),
             origin: Origin { file: "a.toml".into(), line: 1, column: 1 },
         }
     }
 
     fn compiled(rules: Vec<Rule>) -> Compiled {
-        Compiled::with_budget(&PolicySet { rules }, &Lists::default(), KEY, NO_AUTOMATA).unwrap()
+        Compiled::with_budget(&PolicySet { rules }, &Lists::default(), KEY, &Beside::default(), NO_AUTOMATA)
+            .unwrap()
     }
 
     fn name(text: &str) -> Name {
@@ -447,7 +598,7 @@ mod tests {
             rule("audit", Action::Audit, &["*.c.example", "c.example"], &[]),
         ]);
         let names = |host| {
-            let Claims { allow, deny, audit } = compiled.claims(&name(host));
+            let Claims { allow, deny, audit, .. } = compiled.claims(&name(host));
             [allow, deny, audit].map(|id| compiled.rule_name(id))
         };
         assert_eq!(names("a.example"), [None, Some("glob"), None]);
@@ -466,9 +617,9 @@ mod tests {
     fn claims_join_and_become_an_entry() {
         let (a, b) = (Claims { deny: 1, ..Claims::NONE }, Claims { deny: 2, audit: 3, ..Claims::NONE });
         let both = a.or(b);
-        assert_eq!(both, Claims { allow: NO_RULE, deny: 1, audit: 3 });
+        assert_eq!(both, Claims { deny: 1, audit: 3, ..Claims::NONE });
         let entry = both.entry(10);
-        assert_eq!(entry, Entry { allow: Claim::NONE, deny: Claim::new(1, 10), audit: Claim::new(3, 10) });
+        assert_eq!(entry, Entry { deny: Claim::new(1, 10), audit: Claim::new(3, 10), ..Entry::NONE });
         assert!(Claims::NONE.is_none() && !both.is_none());
         assert_eq!(Claims::NONE.entry(FOREVER), Entry::NONE);
     }
@@ -481,10 +632,10 @@ mod tests {
             rule("hole", Action::Allow, &[], &["10.1.0.0/16", "10.1.0.0/16"]),
             rule("deep", Action::Deny, &[], &["10.1.2.0/24", "192.0.2.1/32"]),
         ]);
-        let prefixes: Vec<_> = compiled.networks().iter().map(|(network, _)| network.prefix).collect();
+        let prefixes: Vec<_> = compiled.networks().keys().map(|network| network.prefix).collect();
         assert_eq!(prefixes, [96, 104, 112, 120, 128]);
         let names = |host| {
-            let Entry { allow, deny, audit } = compiled.network_claim(addr(host)).unwrap_or_default();
+            let Entry { allow, deny, audit, .. } = compiled.network_claim(addr(host)).unwrap_or_default();
             [allow.rule, deny.rule, audit.rule].map(|id| compiled.rule_name(id))
         };
         assert_eq!(names("10.1.2.3"), [Some("hole"), Some("wide"), Some("all")]);
@@ -512,22 +663,33 @@ mod tests {
                 &PolicySet { rules: vec![many.clone()] },
                 &Lists::default(),
                 KEY,
+                &Beside::default(),
                 NO_AUTOMATA
             )
             .is_ok()
         );
         many.networks.push(network(NETWORKS));
-        let errors =
-            Compiled::with_budget(&PolicySet { rules: vec![many] }, &Lists::default(), KEY, NO_AUTOMATA)
-                .unwrap_err();
+        let errors = Compiled::with_budget(
+            &PolicySet { rules: vec![many] },
+            &Lists::default(),
+            KEY,
+            &Beside::default(),
+            NO_AUTOMATA,
+        )
+        .unwrap_err();
         let want = "error: a.toml:1:1: with the rule `many` there are more than 65535 networks";
         assert!(errors[0].to_string().starts_with(want), "{}", errors[0]);
 
         let globs: Vec<_> = (0..1500).map(|n| format!("{n}{}", "{[!a],b*,c?}".repeat(30))).collect();
         let large = rule("large", Action::Deny, &globs.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
-        let errors =
-            Compiled::with_budget(&PolicySet { rules: vec![large] }, &Lists::default(), KEY, NO_AUTOMATA)
-                .unwrap_err();
+        let errors = Compiled::with_budget(
+            &PolicySet { rules: vec![large] },
+            &Lists::default(),
+            KEY,
+            &Beside::default(),
+            NO_AUTOMATA,
+        )
+        .unwrap_err();
         assert!(
             errors[0].message.starts_with("the globs of all rules together are too large"),
             "{}",
@@ -628,10 +790,11 @@ mod tests {
             };
             let rules: Vec<_> = networks.iter().enumerate().map(one).collect();
             let compiled = compiled(rules.clone());
-            prop_assert!(compiled.networks().is_sorted_by(|(a, _), (b, _)| a < b));
             for destination in destinations {
                 let entry = compiled.network_claim(addr(&destination.to_string()));
-                let got = decide(None, entry.as_ref(), u64::MAX - 1);
+                let mut said = Said::NOTHING;
+                said.hear(&entry.unwrap_or_default(), u64::MAX - 1);
+                let got = said.decide();
                 prop_assert_eq!(got, decide_naively(&rules, destination), "{}", destination);
             }
         }

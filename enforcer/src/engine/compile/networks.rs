@@ -1,6 +1,6 @@
 //! Networks of all rules as the kernel's trie wants them: each with the claims of those around it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv6Addr;
 
@@ -12,7 +12,6 @@ use ipnetwork::IpNetwork;
 
 use super::Claims;
 use crate::engine::policy::{Diagnostic, Rule};
-use crate::engine::tables::said;
 
 /// A key of the network trie: canonical address (IPv4 as IPv4-mapped) and leading bits, 0 to 128.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,14 +55,14 @@ impl From<IpNetwork> for Network {
     }
 }
 
-/// What the trie holds, ordered by address, then prefix.
-pub(super) fn merged(rules: &[Rule]) -> Result<Vec<(Network, Entry)>, Vec<Diagnostic>> {
+/// What the trie holds.
+pub(super) fn merged(rules: &[Rule], said: &[Match]) -> Result<BTreeMap<Network, Entry>, Vec<Diagnostic>> {
     let (mut v4, mut v6) = (BTreeMap::new(), BTreeMap::new());
-    for (place, rule) in (0..).zip(rules) {
+    for (rule, said) in rules.iter().zip(said) {
         for network in rule.networks.iter().map(|network| Network::from(*network)) {
             let family = if Network::V4.covers(&network) { &mut v4 } else { &mut v6 };
             let claimed = family.entry(network).or_insert(Match::NONE);
-            *claimed = claimed.merge(said(place, rule));
+            *claimed = claimed.merge(*said);
         }
         if v4.len() + v6.len() >= NETWORKS as usize {
             return Err(too_many_networks(rule));
@@ -72,8 +71,34 @@ pub(super) fn merged(rules: &[Rule]) -> Result<Vec<(Network, Entry)>, Vec<Diagno
     shield_v4(&mut v4, &v6);
     let mut merged = inherited(v4);
     merged.extend(inherited(v6));
-    merged.sort_unstable_by_key(|(network, _)| *network);
     Ok(merged.into_iter().map(|(network, by)| (network, Claims::from(by).entry(FOREVER))).collect())
+}
+
+/// Each network of the trie or of another one, with what both say about it; `None`: nothing, not even about a network
+/// around it.
+pub fn side_by_side(
+    old: &BTreeMap<Network, Entry>,
+    new: &BTreeMap<Network, Entry>,
+) -> Vec<(Network, Option<Entry>, Option<Entry>)> {
+    let all: BTreeSet<&Network> = old.keys().chain(new.keys()).collect();
+    let (mut around_old, mut around_new) = (Around::default(), Around::default());
+    let both = |network: &&Network| {
+        (**network, around_old.step(network, old.get(network)), around_new.step(network, new.get(network)))
+    };
+    all.iter().map(both).collect()
+}
+
+/// The networks around the one at hand, the widest first.
+#[derive(Default)]
+struct Around(Vec<(Network, Entry)>);
+
+impl Around {
+    /// What is said about a network, if not about itself then about the narrowest around it.
+    fn step(&mut self, network: &Network, itself: Option<&Entry>) -> Option<Entry> {
+        while self.0.pop_if(|(outer, _)| !outer.covers(network)).is_some() {}
+        self.0.extend(itself.map(|entry| (*network, *entry)));
+        self.0.last().map(|(_, entry)| *entry)
+    }
 }
 
 /// An IPv6 network so wide that it holds the IPv4-mapped range (`::/0`) speaks about IPv6 only. The trie has one

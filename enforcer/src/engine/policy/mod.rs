@@ -4,7 +4,9 @@
 //! `network` (one string to one thing that is canonical), `model` (what a rule is), `lint` (what is allowed
 //! but hardly meant). Nothing stops at the first error: `diagnostic` collects them all.
 
+mod conditions;
 mod diagnostic;
+mod digest;
 mod lint;
 mod lists;
 mod model;
@@ -12,12 +14,16 @@ mod network;
 mod parse;
 mod pattern;
 mod raw;
+mod schema;
 
 pub use diagnostic::{Diagnostic, Excerpt, Position, Severity};
-pub use lists::{ListFormat, Lists, Said, Skipped};
-pub use model::{Action, List, Origin, PolicySet, Rule, rule_id};
+pub use digest::digests;
+pub use lint::cut_off;
+pub use lists::{ListFormat, Lists, Reason, Said, Tally};
+pub use model::{Account, Action, Conditions, List, Origin, PolicySet, Rule, Scope, rule_id};
 pub use parse::{Parsed, Source, parse};
 pub use pattern::{Pattern, Refusal};
+pub use schema::schema;
 
 /// A policy file is text that somebody wrote. Longer ones are refused before they are read as TOML.
 pub const FILE_BYTES: usize = 1024 * 1024;

@@ -1,15 +1,18 @@
 //! What a policy says, after everything that could be wrong with it was refused.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use enforcer_common::RuleId;
 use enforcer_common::verdict::{CANARY_RULE, NO_RULE};
 use ipnetwork::IpNetwork;
+use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::lists::ListFormat;
+use super::lists::{ListFormat, Lists, Said};
 use super::pattern::Pattern;
 
 /// All rules of all files, in file-name order, then in their order in the file.
@@ -19,6 +22,25 @@ pub struct PolicySet {
 }
 
 impl PolicySet {
+    /// The same rules, with the networks of their lists beside their own.
+    pub fn with_listed_networks(&self, lists: &Lists) -> Cow<'_, Self> {
+        let has_any = |rule: &Rule| rule.lists.iter().any(|list| list.format == ListFormat::Networks);
+        if !self.rules.iter().any(has_any) {
+            return Cow::Borrowed(self);
+        }
+        let mut set = self.clone();
+        for rule in &mut set.rules {
+            for list in rule.lists.iter().filter(|list| list.format == ListFormat::Networks) {
+                lists.read(list, rule.action, |said| {
+                    if let Said::Network(network) = said {
+                        rule.networks.push(network);
+                    }
+                });
+            }
+        }
+        Cow::Owned(set)
+    }
+
     /// Every list file once, with a place that names it.
     pub fn lists(&self) -> BTreeMap<Arc<str>, Origin> {
         let lists = self.rules.iter().flat_map(|rule| &rule.lists);
@@ -36,7 +58,50 @@ pub struct Rule {
     pub lists: Vec<List>,
     /// Without host bits, and never an IPv6 spelling of an IPv4 network.
     pub networks: Vec<IpNetwork>,
+    pub conditions: Conditions,
     pub origin: Origin,
+}
+
+/// What must hold beside the destination. What is empty holds always.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Conditions {
+    /// Sorted, without overlap.
+    pub ports: Vec<RangeInclusive<u16>>,
+    /// IPPROTO_*, sorted.
+    pub protocols: Vec<u16>,
+    pub scope: Scope,
+}
+
+impl Conditions {
+    /// The rule is decided by the destination alone.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Who a rule applies to: whoever is in every list that is not empty. Each sorted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Scope {
+    pub users: Vec<Account>,
+    pub groups: Vec<Account>,
+    /// One list with `cgroups`: names of systemd units, and paths.
+    pub units: Vec<String>,
+    pub cgroups: Vec<String>,
+    pub executables: Vec<String>,
+}
+
+impl Scope {
+    /// Whose numbers are to be found.
+    pub fn names_accounts(&self) -> bool {
+        self.users.iter().chain(&self.groups).any(|account| matches!(account, Account::Name(_)))
+    }
+}
+
+/// A user or a group as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Account {
+    Id(u32),
+    Name(String),
 }
 
 /// A list file that a rule takes more hosts from.
@@ -48,11 +113,14 @@ pub struct List {
     pub origin: Origin,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
+    /// It is let through, whatever other rules say: an exception.
     Allow,
+    /// It is refused with EPERM.
     Deny,
+    /// It is let through, and reported as what would be denied.
     Audit,
 }
 

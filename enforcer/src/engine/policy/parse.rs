@@ -34,17 +34,22 @@ pub fn parse(files: &[Source]) -> Result<Parsed, Vec<Diagnostic>> {
     let mut files: Vec<_> = files.iter().collect();
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let (mut parsed, mut errors, mut taken) = (Parsed::default(), Vec::new(), HashMap::new());
+    let (mut reports, mut places) = (Vec::new(), Vec::new());
     for source in files {
         match text(source) {
             Ok(text) => {
                 let mut report = Report::new(Text::new(&source.path, text));
-                file(&mut report, &mut parsed.set.rules, &mut taken);
-                let (new_errors, new_warnings) = report.finish();
-                errors.extend(new_errors);
-                parsed.warnings.extend(new_warnings);
+                file(&mut report, reports.len(), &mut parsed.set.rules, &mut places, &mut taken);
+                reports.push(report);
             }
             Err(error) => errors.extend(error),
         }
+    }
+    lint::across(&parsed.set.rules, &places, &mut reports);
+    for report in reports {
+        let (new_errors, new_warnings) = report.finish();
+        errors.extend(new_errors);
+        parsed.warnings.extend(new_warnings);
     }
     if errors.is_empty() { Ok(parsed) } else { Err(errors) }
 }
@@ -52,10 +57,25 @@ pub fn parse(files: &[Source]) -> Result<Parsed, Vec<Diagnostic>> {
 /// Names by id, with the place of the first rule that has it.
 type Taken = HashMap<RuleId, (String, Origin)>;
 
-fn file(report: &mut Report<'_>, rules: &mut Vec<Rule>, taken: &mut Taken) {
+/// Where a rule and what it names stand in the text of its file.
+pub(super) struct Place {
+    /// The file, counted.
+    pub(super) file: usize,
+    pub(super) name: Range<usize>,
+    pub(super) hosts: Vec<Range<usize>>,
+    pub(super) networks: Vec<Range<usize>>,
+}
+
+fn file(
+    report: &mut Report<'_>,
+    number: usize,
+    rules: &mut Vec<Rule>,
+    places: &mut Vec<Place>,
+    taken: &mut Taken,
+) {
     let path: Arc<str> = report.text.file.into();
     for raw in raw::rules(report) {
-        let Some(rule) = rule(raw, &path, taken, report) else { continue };
+        let Some((rule, place)) = rule(raw, &path, taken, report) else { continue };
         if rules.len() == RULES {
             return report.error(
                 0..0,
@@ -64,6 +84,7 @@ fn file(report: &mut Report<'_>, rules: &mut Vec<Rule>, taken: &mut Taken) {
             );
         }
         rules.push(rule);
+        places.push(Place { file: number, ..place });
     }
 }
 
@@ -90,7 +111,8 @@ fn text(source: &Source) -> Result<&str, Vec<Diagnostic>> {
     })
 }
 
-fn rule(raw: RawRule, path: &Arc<str>, taken: &mut Taken, report: &mut Report<'_>) -> Option<Rule> {
+fn rule(raw: RawRule, path: &Arc<str>, taken: &mut Taken, report: &mut Report<'_>) -> Option<(Rule, Place)> {
+    let name_span = raw.name.as_ref().map(Spanned::span);
     let named = raw.name.map(|name| {
         let position = report.text.position(name.span().start);
         let origin = Origin { file: path.clone(), line: position.line, column: position.column };
@@ -104,9 +126,19 @@ fn rule(raw: RawRule, path: &Arc<str>, taken: &mut Taken, report: &mut Report<'_
     let (networks, network_spans) = each(raw.networks, network::parse, report);
     let (id, name, origin) = named?;
     let description = raw.description.map(Spanned::into_inner);
-    let rule = Rule { id, name, description, action: raw.action?, hosts, lists, networks, origin };
+    let rule = Rule {
+        id,
+        name,
+        description,
+        action: raw.action?,
+        hosts,
+        lists,
+        networks,
+        conditions: raw.conditions,
+        origin,
+    };
     lint::rule(&rule, &host_spans, &network_spans, report);
-    Some(rule)
+    Some((rule, Place { file: 0, name: name_span?, hosts: host_spans, networks: network_spans }))
 }
 
 /// A relative path begins at the directory of the policy file.
@@ -290,7 +322,7 @@ hosts = ["good.tracker.example"]
 
     #[test]
     fn lints() {
-        let rows: [(&str, &[&str]); 18] = [
+        let rows: [(&str, &[&str]); 23] = [
             ("hosts = ['*.a.example']", &["`*.a.example` does not match `a.example` itself"]),
             ("hosts = ['*.a.example', 'a.example']", &[]),
             ("hosts = ['*.a.example', '.example.example', '.a.example']", &[]),
@@ -303,7 +335,21 @@ hosts = ["good.tracker.example"]
             ("hosts = ['*']", &["`*` denies nearly every host name"]),
             ("hosts = ['*.*']", &["`*.*` denies nearly every host name"]),
             ("hosts = ['.zip']", &["`.zip` denies a whole top-level domain"]),
-            ("hosts = ['localhost']", &[]),
+            (
+                "hosts = ['.co.uk']",
+                &["`.co.uk` denies all that is below a public suffix: names of many owners"],
+            ),
+            ("hosts = ['github.io', '.bbc.co.uk']", &[]),
+            (
+                "hosts = ['.github.io']",
+                &["`.github.io` denies all that is below a public suffix: names of many owners"],
+            ),
+            (
+                "hosts = ['*cdn*', 'x?.example', 'www.*']",
+                &["`www.*` denies 148 of 275 well-known sites, `www.google.com` among them"],
+            ),
+            ("hosts = ['localhost']", &["`localhost` leads to addresses that are never denied for a name"]),
+            ("hosts = ['.internal']", &["`.internal` denies a whole top-level domain"]),
             ("networks = ['0.0.0.0/0']", &["`0.0.0.0/0` denies every IPv4 address, loopback included"]),
             ("networks = ['::/0']", &["`::/0` denies every IPv6 address, loopback included"]),
             ("networks = ['127.0.0.0/8']", &["`127.0.0.0/8` denies connects of this host to itself"]),

@@ -6,9 +6,10 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue, Error};
 
+use super::conditions;
 use super::diagnostic::{Report, quote};
 use super::lists::ListFormat;
-use super::model::Action;
+use super::model::{Action, Conditions};
 
 /// A rule with the types right and nothing else checked. What is absent, or was reported, is `None` or missing.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub(super) struct RawRule {
     pub(super) hosts: Vec<Spanned<String>>,
     pub(super) lists: Vec<RawList>,
     pub(super) networks: Vec<Spanned<String>>,
+    pub(super) conditions: Conditions,
 }
 
 /// A list file, not looked at yet.
@@ -28,18 +30,14 @@ pub(super) struct RawList {
     pub(super) format: ListFormat,
 }
 
-const KEYS: [&str; 6] = ["name", "description", "action", "hosts", "lists", "networks"];
+pub(super) const KEYS: [&str; 9] =
+    ["name", "description", "action", "hosts", "lists", "networks", "ports", "protocols", "scope"];
 /// What names destinations; one of them must be there.
 const DESTINATIONS: [&str; 3] = ["hosts", "lists", "networks"];
 const LIST_EXAMPLE: &str = "lists = [{ path = \"lists/trackers.txt\", format = \"domains\" }]";
 
 /// Keys of the format that are not implemented: what ignoring them would do, and what to write until then.
-const LATER: [(&str, &str, &str); 4] = [
-    ("ports", "cover more", "remove it, if the rule may cover every port"),
-    ("protocols", "cover more", "remove it, if the rule may cover every protocol"),
-    ("shared", "decide otherwise", "remove it"),
-    ("scope", "cover more", "remove it, if the rule may apply to everyone"),
-];
+const LATER: [(&str, &str, &str); 1] = [("shared", "decide otherwise", "remove it")];
 
 fn later(key: &str) -> Option<(&'static str, &'static str, &'static str)> {
     LATER.into_iter().find(|(later, ..)| *later == key)
@@ -90,6 +88,7 @@ fn rule(table: &DeTable<'_>, span: Range<usize>, report: &mut Report<'_>) -> Raw
         hosts: Vec::new(),
         lists: Vec::new(),
         networks: Vec::new(),
+        conditions: Conditions::default(),
     };
     // Keys that are there, or were meant: a key that is misspelt is one mistake, not two.
     let mut given = Vec::new();
@@ -103,6 +102,9 @@ fn rule(table: &DeTable<'_>, span: Range<usize>, report: &mut Report<'_>) -> Raw
             "hosts" => raw.hosts = strings("hosts", ".tracker.example", value, report),
             "lists" => raw.lists = lists(value, report),
             "networks" => raw.networks = strings("networks", "203.0.113.0/24", value, report),
+            "ports" => raw.conditions.ports = conditions::ports(value, report),
+            "protocols" => raw.conditions.protocols = conditions::protocols(value, report),
+            "scope" => raw.conditions.scope = conditions::scope(value, report),
             other => unknown_in_rule(other, key.span(), report),
         }
     }
@@ -138,7 +140,7 @@ fn is_empty(table: &DeTable<'_>) -> bool {
 }
 
 /// A table is ordered by key; people read files from the top.
-fn in_file_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Entry<'a, 'i>> {
+pub(super) fn in_file_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Entry<'a, 'i>> {
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
     entries
@@ -254,8 +256,14 @@ fn list_format(value: &Spanned<DeValue<'_>>, report: &mut Report<'_>) -> Option<
     let text = string("format", "\"domains\"", value, report)?;
     let found = ListFormat::ALL.into_iter().find(|format| format.as_str() == text.get_ref());
     if found.is_none() {
-        let message = format!("this version reads no lists of the format {}", quote(text.get_ref()));
-        report.error(text.span(), message, "write \"domains\": a host pattern a line, `#` begins a comment");
+        let formats = ListFormat::ALL.map(ListFormat::as_str);
+        let instead = match closest(text.get_ref(), formats) {
+            Some(close) => format!("did you mean \"{close}\"?"),
+            None => {
+                format!("a format is one of {}", formats.map(|format| format!("\"{format}\"")).join(", "))
+            }
+        };
+        report.error(text.span(), format!("{} is no format of lists", quote(text.get_ref())), instead);
     }
     found
 }
@@ -266,9 +274,8 @@ fn unknown_in_file(key: &str, span: Range<usize>, report: &mut Report<'_>) {
         return report.error(span, message, "write `[[rule]]` on a line above it");
     }
     let instead = match key {
-        "default" | "never_deny" | "ttl_floor" | "ttl_cap" | "require_lsm" | "on_stop" | "on_fault" => {
-            "settings of the daemon stand in `enforcer.toml`"
-        }
+        "default" | "mode" | "never_deny" | "ttl_floor" | "ttl_cap" | "require_lsm" | "on_stop"
+        | "on_fault" => "settings of the daemon stand in `enforcer.toml`",
         _ if closest(key, ["rule"]).is_some() => "did you mean `[[rule]]`?",
         _ => "a policy file has nothing but rules: `[[rule]]`, then its keys",
     };
@@ -328,7 +335,7 @@ fn syntax_hint(message: &str) -> &'static str {
     known.map_or("see https://toml.io for how TOML is written", |(_, hint)| hint)
 }
 
-fn kind(value: &DeValue<'_>) -> &'static str {
+pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
         DeValue::Integer(_) => "an integer",
@@ -341,7 +348,7 @@ fn kind(value: &DeValue<'_>) -> &'static str {
 }
 
 /// The word that was probably meant: at most two edits away, and fewer than half of its letters.
-fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     let candidates = known.into_iter().filter(|candidate| candidate.len().abs_diff(word.len()) <= 2);
     candidates

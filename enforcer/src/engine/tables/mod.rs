@@ -8,6 +8,7 @@ mod names;
 
 use std::collections::HashMap;
 
+use enforcer_common::Seats;
 use enforcer_common::name::{
     BLOCK, Bucket, Domain, Header, Match, Matching, Name as Text, TEXT, Tables as Matchable, match_name,
     placed,
@@ -15,7 +16,7 @@ use enforcer_common::name::{
 use enforcer_common::repeat::{Repeat, Step, plainly};
 
 use super::name::Name;
-use super::policy::{Action, Lists, Pattern, PolicySet, Rule, Said, Skipped};
+use super::policy::{Action, Lists, Pattern, PolicySet, Rule, Said, Tally};
 
 pub use automata::{Budget, Glob};
 use names::Names;
@@ -47,14 +48,14 @@ pub struct Tables {
 pub struct Patterns {
     names: Names,
     pub globs: Vec<(u32, globset::Glob)>,
-    /// Lines of lists that are no patterns.
-    pub skipped: Vec<Skipped>,
+    /// What each list held.
+    pub lists: Vec<Tally>,
 }
 
 impl Patterns {
     /// `lists` has every list of the set. `key` is random: see `SuffixHash`.
     pub fn collect(set: &PolicySet, lists: &Lists, key: [u64; 2]) -> Self {
-        let (mut names, mut globs, mut skipped) = (Names::new(key), Vec::new(), Vec::new());
+        let (mut names, mut globs, mut tallies) = (Names::new(key), Vec::new(), Vec::new());
         for (place, rule) in (0..).zip(&set.rules) {
             for pattern in &rule.hosts {
                 match pattern {
@@ -64,13 +65,20 @@ impl Patterns {
                 }
             }
             for list in &rule.lists {
-                skipped.extend(lists.read(list, |said| match said {
-                    Said::Name { domain, itself, below } => names.push(domain, place, itself, below),
+                tallies.push(lists.read(list, rule.action, |said| match said {
+                    Said::Name { domain, itself, below, except: false } => {
+                        names.push(domain, place, itself, below);
+                    }
+                    Said::Name { domain, itself, below, except: true } => {
+                        names.except(domain, place, itself, below);
+                    }
                     Said::Glob(glob) => globs.push((place, glob)),
+                    // They stand in the rule already: `PolicySet::with_listed_networks`.
+                    Said::Network(_) => {}
                 }));
             }
         }
-        Self { names, globs, skipped }
+        Self { names, globs, lists: tallies }
     }
 
     /// As the rules and their lists write them.
@@ -80,13 +88,16 @@ impl Patterns {
 }
 
 impl Tables {
-    /// `patterns` are those of `rules`.
-    pub fn new(rules: &[Rule], patterns: Patterns, budget: Budget) -> Self {
+    /// `said`: by each rule of the set about what it names; `excepted`: about what its lists except.
+    pub fn new(said: &[Match], excepted: &[Match], patterns: Patterns, budget: Budget) -> Self {
         let Patterns { names, globs, .. } = patterns;
-        let said = |place: u32| said(place, &rules[place as usize]);
+        let said = |place: u32| said[place as usize];
         let key = names.key();
         let mut sayings = Sayings::default();
-        let named = names.build(&mut sayings, said);
+        let named = names.build(&mut sayings, |place, except| match except {
+            true => excepted[place as usize],
+            false => said(place),
+        });
         let globs: Vec<Glob<'_>> = globs
             .iter()
             .map(|(place, glob)| Glob { place: *place, text: glob.glob(), said: said(*place) })
@@ -108,7 +119,7 @@ impl Tables {
     pub fn empty() -> Self {
         Self::with_names(
             [0; 2],
-            Names::new([0; 2]).build(&mut Sayings::default(), |_| Match::NONE),
+            Names::new([0; 2]).build(&mut Sayings::default(), |_, _| Match::NONE),
             Vec::new(),
         )
     }
@@ -159,13 +170,26 @@ impl Tables {
 
 const _: () = assert!(enforcer_common::limits::NAME_BYTES < TEXT);
 
-/// What a rule at this place says about a name that it names.
-pub fn said(place: u32, rule: &Rule) -> Match {
+/// What a rule at this place says about a name that it names. `seat`: of a conditional rule.
+pub fn said(place: u32, rule: &Rule, seat: Option<u32>) -> Match {
+    if let Some(seat) = seat {
+        return Match { conditional: Seats::one(seat), ..Match::NONE };
+    }
     let by = placed(place, rule.id);
     match rule.action {
         Action::Allow => Match { allow: by, ..Match::NONE },
         Action::Deny => Match { deny: by, ..Match::NONE },
         Action::Audit => Match { audit: by, ..Match::NONE },
+    }
+}
+
+/// What a rule at this place says about a name that its lists except: whatever else names it, it may be reached. A
+/// conditional rule must not open anything to those whom it does not concern: its lists except nothing.
+pub fn excepted(place: u32, rule: &Rule) -> Match {
+    if rule.conditions.is_empty() {
+        Match { allow: placed(place, rule.id), ..Match::NONE }
+    } else {
+        Match::NONE
     }
 }
 
@@ -229,6 +253,10 @@ impl Matching for Asked<'_> {
     fn tables(&self) -> &Tables {
         self.tables
     }
+
+    fn both(&mut self) -> (&mut Text, &Tables) {
+        (&mut self.text, self.tables)
+    }
 }
 
 #[cfg(test)]
@@ -238,8 +266,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::compile::{Claims, Compiled};
-    use crate::engine::policy::{Origin, Rule, rule_id};
+    use crate::engine::compile::{Beside, Claims, Compiled};
+    use crate::engine::policy::{Conditions, Origin, Rule, rule_id};
 
     const KEY: [u64; 2] = [17, 42];
 
@@ -255,6 +283,7 @@ mod tests {
                 hosts: hosts.iter().filter_map(|host| Pattern::new(host).ok()).collect(),
                 lists: Vec::new(),
                 networks: Vec::new(),
+                conditions: Conditions::default(),
                 origin: Origin { file: "test".into(), line: 1, column: 1 },
             }
         });
@@ -262,7 +291,8 @@ mod tests {
     }
 
     fn tables(set: &PolicySet, budget: Budget) -> Tables {
-        Tables::new(&set.rules, Patterns::collect(set, &Lists::default(), KEY), budget)
+        let said: Vec<Match> = (0..).zip(&set.rules).map(|(place, rule)| said(place, rule, None)).collect();
+        Tables::new(&said, &said, Patterns::collect(set, &Lists::default(), KEY), budget)
     }
 
     /// What the tables say and what the daemon's matcher, which is made of globset, says.
@@ -273,8 +303,14 @@ mod tests {
             allow: rule(said.allow),
             deny: rule(said.deny),
             audit: rule(said.audit),
+            conditional: said.conditional,
         });
-        (said, Compiled::with_budget(set, &Lists::default(), KEY, Budget::NOTHING).unwrap().claims(&name))
+        (
+            said,
+            Compiled::with_budget(set, &Lists::default(), KEY, &Beside::default(), Budget::NOTHING)
+                .unwrap()
+                .claims(&name),
+        )
     }
 
     #[test]

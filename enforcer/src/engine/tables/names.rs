@@ -24,6 +24,8 @@ struct Named {
     rule: u32,
     itself: bool,
     below: bool,
+    /// The rule does not mean these.
+    except: bool,
 }
 
 /// Patterns on their way into a table.
@@ -59,19 +61,28 @@ impl Names {
 
     /// A rule, by its place in the policy set, names this domain, or what is below it, or both.
     pub(super) fn push(&mut self, domain: &str, rule: u32, itself: bool, below: bool) {
-        let labels = domain.bytes().filter(|byte| *byte == b'.').count() as u32 + 1;
-        self.lengths |= length_bit(labels);
-        self.all.push(Named { hash: suffix_hash(self.key, domain), rule, itself, below });
+        self.add(domain, Named { hash: 0, rule, itself, below, except: false });
     }
 
-    /// `said` gives what the rule at this place says.
-    pub(super) fn build(mut self, sayings: &mut Sayings, said: impl Fn(u32) -> Match) -> Made {
+    /// An exception to what the rule names.
+    pub(super) fn except(&mut self, domain: &str, rule: u32, itself: bool, below: bool) {
+        self.add(domain, Named { hash: 0, rule, itself, below, except: true });
+    }
+
+    fn add(&mut self, domain: &str, named: Named) {
+        let labels = domain.bytes().filter(|byte| *byte == b'.').count() as u32 + 1;
+        self.lengths |= length_bit(labels);
+        self.all.push(Named { hash: suffix_hash(self.key, domain), ..named });
+    }
+
+    /// `said` gives what the rule at this place says, about what it names and about its exceptions.
+    pub(super) fn build(mut self, sayings: &mut Sayings, said: impl Fn(u32, bool) -> Match) -> Made {
         self.all.sort_unstable();
         let mut domains = Vec::with_capacity(self.all.len());
         for one in self.all.chunk_by(|a, b| a.hash == b.hash) {
             let mut domain = Domain::NONE;
             for named in one {
-                let said = said(named.rule);
+                let said = said(named.rule, named.except);
                 domain.itself = if named.itself { domain.itself.merge(said) } else { domain.itself };
                 domain.below = if named.below { domain.below.merge(said) } else { domain.below };
             }
@@ -146,7 +157,7 @@ mod tests {
             (0..count).for_each(|n| names.push(&domain(n), n, true, false));
             let mut sayings = Sayings::default();
             let made =
-                names.build(&mut sayings, |rule| Match { deny: placed(rule, rule + 1), ..Match::NONE });
+                names.build(&mut sayings, |rule, _| Match { deny: placed(rule, rule + 1), ..Match::NONE });
             assert_eq!((made.count, made.lengths), (count as usize, if count == 0 { 0 } else { 1 << 2 }));
             let tables = Tables::with_names([1, 2], made, sayings.all);
             for n in 0..count + 10 {
@@ -167,12 +178,13 @@ mod tests {
             hosts,
             lists: Vec::new(),
             networks: Vec::new(),
+            conditions: Default::default(),
             origin: crate::engine::policy::Origin { file: "test".into(), line: 1, column: 1 },
         };
         let hosts = (0..10_000).map(|n| Pattern::new(&format!("x{n}.example")).unwrap()).collect();
         let set = PolicySet { rules: vec![rule(hosts)] };
         let patterns = Patterns::collect(&set, &Default::default(), [3, 4]);
-        let tables = Tables::new(&set.rules, patterns, Budget::default());
+        let tables = Tables::new(&[Match::NONE], &[Match::NONE], patterns, Budget::default());
         assert!(size_of_val(&tables.buckets[..]) <= 10_000 * 25, "{}", tables.buckets.len());
     }
 }

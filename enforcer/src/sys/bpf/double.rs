@@ -13,10 +13,10 @@ use std::ptr;
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
-use enforcer_common::Entry;
 use enforcer_common::event::{RepeatKey, Repeats};
 use enforcer_common::limits::REPEATS as REPEATS_MAX;
 use enforcer_common::name::{BLOCK, Bucket, Domain};
+use enforcer_common::{Entry, Seats};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::{BpfError, Wire};
@@ -27,12 +27,14 @@ pub(super) const FILTER: &str = "FILTER";
 pub(super) const DOMAINS: &str = "DOMAINS";
 pub(super) const AUTOMATA: &str = "AUTOMATA";
 pub(super) const REPEATS: &str = "REPEATS";
+pub(super) const CONDITIONS: &str = "CONDITIONS";
 
 /// Those maps.
-pub const DOUBLE_MAPS: [&str; 6] = [ANSWERED, NAMES, FILTER, DOMAINS, AUTOMATA, REPEATS];
+pub const DOUBLE_MAPS: [&str; 7] = [ANSWERED, NAMES, FILTER, DOMAINS, AUTOMATA, REPEATS, CONDITIONS];
 
 pub(super) type Answered = HashMap<MapData, [u8; 16], Wire<Entry>>;
 pub(super) type Window = HashMap<MapData, Wire<RepeatKey>, Wire<Repeats>>;
+pub(super) type ConditionRows = Array<MapData, Wire<Seats>>;
 pub(super) type Names = Array<MapData, Wire<Bucket>>;
 pub(super) type Filter = Array<MapData, Wire<u64>>;
 pub(super) type Domains = Array<MapData, Wire<Domain>>;
@@ -62,6 +64,7 @@ pub fn prepare(pin: &Path) -> Result<(), BpfError> {
     };
     outer(pin, ANSWERED, like(HASH, 16, size_of::<Entry>(), BPF_F_NO_PREALLOC))?;
     outer(pin, REPEATS, like(HASH, size_of::<RepeatKey>(), size_of::<Repeats>(), BPF_F_NO_PREALLOC))?;
+    outer(pin, CONDITIONS, like(ARRAY, 4, size_of::<Seats>(), FILLED))?;
     outer(pin, NAMES, like(ARRAY, 4, size_of::<Bucket>(), FILLED))?;
     outer(pin, FILTER, like(ARRAY, 4, size_of::<u64>(), FILLED))?;
     outer(pin, DOMAINS, like(ARRAY, 4, size_of::<Domain>(), FILLED))?;

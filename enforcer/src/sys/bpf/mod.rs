@@ -4,6 +4,7 @@
 //! swaps the links without a moment in which none is attached.
 
 mod answers;
+mod conditions;
 pub mod double;
 mod ignore;
 mod repeats;
@@ -27,7 +28,8 @@ use enforcer_common::{Addr, Entry, limits};
 
 pub use answers::Answers;
 use answers::{ASKED, CONTROL, HEADERS, HOST, NEVER_DENY, OPENED, TRUSTED};
-use double::{ANSWERED, AUTOMATA, DOMAINS, FILTER, NAMES, REPEATS};
+pub use conditions::Conditions;
+use double::{ANSWERED, AUTOMATA, CONDITIONS, DOMAINS, FILTER, NAMES, REPEATS};
 pub use ignore::IgnoredCgroups;
 pub use repeats::Windows;
 
@@ -49,9 +51,10 @@ const RING: &str = "RING";
 const COUNTS: &str = "COUNTS";
 const SEQUENCE: &str = "SEQUENCE";
 const PENDING: &str = "PENDING";
-const MAPS: [&str; 19] = [
+const PEERS: &str = "PEERS";
+const MAPS: [&str; 20] = [
     ADDRESSES, NETWORKS, RING, COUNTS, SEQUENCE, PENDING, REPEATS, ANSWERED, HOST, NEVER_DENY, CONTROL,
-    HEADERS, NAMES, FILTER, DOMAINS, AUTOMATA, ASKED, OPENED, TRUSTED,
+    HEADERS, NAMES, FILTER, DOMAINS, AUTOMATA, CONDITIONS, ASKED, OPENED, TRUSTED,
 ];
 
 /// Prefix of a link's pin; the rest is the program's name.
@@ -122,6 +125,10 @@ pub struct Options<'a> {
     pub aggregate: bool,
     /// Connects that are not refused are reported when the call returns. Only with LSM hooks.
     pub outcome: bool,
+    /// Nothing is refused.
+    pub audit: bool,
+    /// What no rule speaks of is refused.
+    pub default_deny: bool,
     /// What is not reported.
     pub ignore: &'a [Ignore],
     /// Where cgroup2 is mounted.
@@ -142,6 +149,7 @@ pub struct Kernel {
     counts: PerCpuArray<MapData, u64>,
     pending: HashMap<MapData, u32, Wire<ConnectRecord>>,
     pub answers: Answers,
+    pub conditions: Conditions,
     pub windows: Windows,
     pub ignored_cgroups: IgnoredCgroups,
     /// Connects are reported when the call returns.
@@ -175,6 +183,7 @@ impl Kernel {
             counts: take(&mut ebpf, COUNTS)?,
             pending: take(&mut ebpf, PENDING)?,
             answers: Answers::take(&mut ebpf, &pin, limits::ANSWERED)?,
+            conditions: Conditions::take(&mut ebpf, &pin)?,
             windows: Windows::take(&mut ebpf, &pin)?,
             ignored_cgroups: ignore::fill(&mut ebpf, options.ignore, options.cgroup_root)?,
             tells_outcome: options.outcome,
@@ -319,6 +328,8 @@ pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
         user_namespace,
         one_socket: 0,
         egress: options.egress.into(),
+        audit: options.audit.into(),
+        default_deny: options.default_deny.into(),
         ignored_verdicts: masks.verdicts,
         any_user: masks.any_user,
         any_cgroup: masks.any_cgroup,
@@ -330,6 +341,9 @@ pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
     loader.override_global("OFFSETS", &offsets, true).override_global("SETTINGS", &settings, true);
     for (map, path) in &paths {
         loader.map_pin_path(map, path.as_path());
+    }
+    if !options.default_deny {
+        loader.map_max_entries(PEERS, 1);
     }
     double::prepare(pin)?;
     let ebpf = loader.load(OBJECT)?;
@@ -353,7 +367,7 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
         OPENED => (8, 8),
         CONTROL => (4, size_of::<Control>() as u32),
         HEADERS => (4, size_of::<Header>() as u32),
-        REPEATS | ANSWERED | NAMES | FILTER | DOMAINS | AUTOMATA => (4, 4),
+        REPEATS | ANSWERED | NAMES | FILTER | DOMAINS | AUTOMATA | CONDITIONS => (4, 4),
         _ => (0, 0),
     };
     let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;

@@ -1,5 +1,6 @@
 //! The policy directory: reading it as something that only root may write, and watching it.
 
+mod unpack;
 mod watch;
 
 use std::ffi::OsStr;
@@ -12,13 +13,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde::Serialize;
 
-use crate::engine::policy::{Lists, PolicySet, Source};
+pub use crate::engine::policy::Source;
+use crate::engine::policy::{Lists, PolicySet};
 
 pub use watch::{Listed, Lists as WatchedLists, watch};
 
 /// The largest policy file. Large lists stand in list files, not in policies.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
-/// The largest list file: some ten million names.
+/// The largest list file, also when it is decompressed: some ten million names.
 pub const MAX_LIST_BYTES: u64 = 256 << 20;
 /// The most policy files.
 pub const MAX_FILES: usize = 1000;
@@ -85,7 +87,7 @@ pub fn scan(dir: &Path) -> (Vec<Source>, Vec<Problem>) {
 
 /// Editors' backups and locks (`.#a.toml`, `#a.toml#`, `a.toml~`, `.a.toml.swp`) and the `..data` of
 /// Kubernetes are no policies.
-fn is_policy_name(name: &OsStr) -> bool {
+pub fn is_policy_name(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
     name.ends_with(b".toml") && !name.starts_with(b".") && !name.starts_with(b"#")
 }
@@ -133,8 +135,14 @@ pub fn read_lists(set: &PolicySet) -> (Lists, Vec<Listed>, Vec<Problem>) {
         match read_bytes(path, MAX_LIST_BYTES) {
             Ok(Some((bytes, metadata))) => {
                 listed.push(Listed::new(path, Some(&metadata)));
-                problems.extend(distrust(path, &metadata));
-                lists.0.insert(name, bytes);
+                problems.extend(distrust(path, &metadata).or_else(|| distrust_directory(path)));
+                match unpack::unpack(bytes, MAX_LIST_BYTES) {
+                    Ok(bytes) => drop(lists.0.insert(name, bytes)),
+                    Err(error) => {
+                        let hint = "pack it anew, split it, or leave it uncompressed";
+                        problems.push(unusable(path, error.to_string(), hint));
+                    }
+                }
             }
             Ok(None) => {
                 listed.push(Listed::new(path, None));
@@ -167,7 +175,7 @@ fn read_bytes(path: &Path, most: u64) -> Result<Option<(Vec<u8>, Metadata)>, Pro
     let metadata = file.metadata().map_err(|error| unreadable(path, &error))?;
     if !metadata.is_file() {
         let message = "this is not a regular file (a FIFO, a device or a directory?)";
-        return Err(unusable(path, message, "remove it from the policy directory"));
+        return Err(unusable(path, message, "remove it, or name a file"));
     }
     let mut bytes = Vec::new();
     file.take(most + 1).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
@@ -202,6 +210,13 @@ fn distrust(path: &Path, metadata: &Metadata) -> Option<Problem> {
         return None;
     };
     Some(Problem { path: path.to_owned(), kind: ProblemKind::Untrusted, message, hint })
+}
+
+/// Of a list file: who can write its directory can put another file in its place, unless that is sticky (`/tmp`).
+fn distrust_directory(path: &Path) -> Option<Problem> {
+    let directory = path.canonicalize().ok()?.parent()?.to_owned();
+    let metadata = fs::metadata(&directory).ok()?;
+    if metadata.mode() & 0o1000 != 0 { None } else { distrust(&directory, &metadata) }
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Problem {
@@ -332,6 +347,25 @@ mod tests {
         let said = said(dir.path());
         assert!(said.contains("owned by uid 4242") && said.contains("chown root"), "{said}");
         assert!(said.contains("group 4242 may write it") && said.contains("chmod g-w"), "{said}");
+    }
+
+    #[test]
+    fn a_list_beside_which_others_may_write_is_refused() {
+        let dir = dir(&[]);
+        let lists = dir.path().join("lists");
+        fs::create_dir(&lists).unwrap();
+        fs::write(lists.join("l.txt"), "a.example\n").unwrap();
+        let text =
+            "[[rule]]\nname = 'r'\naction = 'deny'\nlists = [{ path = 'lists/l.txt', format = 'domains' }]\n";
+        let path = dir.path().join("p.toml").display().to_string();
+        let set = crate::engine::policy::parse(&[Source { path, bytes: text.into() }]).unwrap().set;
+        for (mode, wanted) in [(0o755, false), (0o1777, false), (0o777, true)] {
+            fs::set_permissions(&lists, PermissionsExt::from_mode(mode)).unwrap();
+            let (_, _, problems) = read_lists(&set);
+            let refused =
+                problems.iter().any(|p| p.kind == ProblemKind::Untrusted && p.path.ends_with("lists"));
+            assert_eq!(refused, wanted, "{mode:o} {problems:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The tests by name. A name says what is promised.
 
+mod admin;
 mod backstop;
 mod clients;
+mod defaults;
 mod events;
 pub(crate) mod facts;
 mod forgery;
@@ -11,6 +13,8 @@ mod protected;
 mod race;
 mod reload;
 pub(crate) mod resolvers;
+mod rules;
+pub(crate) mod scopes;
 mod smoke;
 mod verifier;
 mod volume;
@@ -43,6 +47,10 @@ pub(crate) fn all() -> Vec<Test> {
             forgery::tests(),
             protected::tests(),
             backstop::tests(),
+            rules::tests(),
+            scopes::tests(),
+            defaults::tests(),
+            admin::tests(),
         ]
         .concat();
     }
@@ -57,6 +65,10 @@ pub(crate) fn all() -> Vec<Test> {
         clients::tests(),
         life::tests(),
         reload::tests(),
+        rules::tests(),
+        scopes::tests(),
+        defaults::tests(),
+        admin::tests(),
         race::tests(),
         events::tests(),
         facts::tests(),

@@ -65,6 +65,8 @@ fn programs() -> Result<Vec<(String, u64, f64)>> {
         arguments: true,
         outcome: true,
         aggregate: true,
+        audit: false,
+        default_deny: true,
         ignore: &[Ignore {
             verdicts: vec![Verdict::Allow, Verdict::Deny, Verdict::Audit],
             uids: vec![1],

@@ -1,17 +1,50 @@
 //! What a policy may say, but hardly means.
 
+mod across;
+mod known;
+
 use std::cell::LazyCell;
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::ops::Range;
 
 use globset::GlobSet;
 use ipnetwork::IpNetwork;
 
-use super::diagnostic::Report;
-use super::model::{Action, Rule};
+use super::diagnostic::{Diagnostic, Report, Severity};
+use super::model::{Action, PolicySet, Rule};
 use super::network::touches_loopback;
 use super::pattern::Pattern;
 use crate::engine::name::Name;
+pub(super) use across::rules as across;
+use known::{NEVER_DENIED, SITES};
+
+/// A glob that matches one of so many well-known sites matches much.
+const BROAD: usize = 20;
+
+/// Rules that deny what this host asks for names: without it, nothing that has a name is reached.
+pub fn cut_off(set: &PolicySet, resolvers: &[IpAddr]) -> Vec<Diagnostic> {
+    let denying = set.rules.iter().filter(|rule| rule.action == Action::Deny);
+    let cuts = denying.flat_map(|rule| {
+        let pairs = rule
+            .networks
+            .iter()
+            .flat_map(|network| resolvers.iter().map(move |resolver| (network, resolver)));
+        pairs.filter(|(network, resolver)| network.contains(**resolver)).map(move |pair| (rule, pair))
+    });
+    let warning = |(rule, (network, resolver)): (&Rule, (&IpNetwork, &IpAddr))| Diagnostic {
+        severity: Severity::Warning,
+        ..Diagnostic::about_rule(
+            &rule.origin,
+            format!(
+                "`{network}` of the rule `{}` denies {resolver}, which this host asks for names",
+                rule.name
+            ),
+            "leave it out, or write a rule that allows it".to_owned(),
+        )
+    };
+    cuts.map(warning).collect()
+}
 
 /// Looks over one rule. The spans are those of its hosts and its networks, in order.
 pub(super) fn rule(rule: &Rule, hosts: &[Range<usize>], networks: &[Range<usize>], report: &mut Report<'_>) {
@@ -19,7 +52,9 @@ pub(super) fn rule(rule: &Rule, hosts: &[Range<usize>], networks: &[Range<usize>
     duplicates(&rule.networks, networks, report);
     let named = LazyCell::new(|| Named::new(&rule.hosts));
     for (pattern, span) in rule.hosts.iter().zip(hosts) {
-        breadth(pattern, span, rule.action, report);
+        if rule.conditions.is_empty() {
+            breadth(pattern, span, rule.action, report);
+        }
         if let Pattern::Suffix { domain, apex: false } = pattern
             && !named.contains(domain)
         {
@@ -27,7 +62,15 @@ pub(super) fn rule(rule: &Rule, hosts: &[Range<usize>], networks: &[Range<usize>
             report.warning(span.clone(), message, format!("write `.{domain}` to cover both, or name both"));
         }
     }
-    for (network, span) in rule.networks.iter().zip(networks) {
+    let globs = rule.hosts.iter().zip(hosts).filter(|(pattern, _)| matches!(pattern, Pattern::Glob(_)));
+    let globs: Vec<_> = globs.collect();
+    if !globs.is_empty() {
+        for ((pattern, span), sites) in globs.into_iter().zip(named.sites()) {
+            popularity(pattern, span, &sites, rule.action, report);
+        }
+    }
+    // A rule for few ports or processes may well mean every destination.
+    for (network, span) in rule.networks.iter().zip(networks).filter(|_| rule.conditions.is_empty()) {
         reach(network, span, rule.action, report);
     }
 }
@@ -57,7 +100,41 @@ fn breadth(pattern: &Pattern, span: &Range<usize>, action: Action, report: &mut 
     {
         let message = format!("`{pattern}` {verb} a whole top-level domain");
         report.warning(span.clone(), message, "name the domains that are meant, if it is not all of them");
+    } else if let Pattern::Suffix { domain, .. } = pattern
+        && is_public_suffix(domain.as_str())
+    {
+        let message = format!("`{pattern}` {verb} all that is below a public suffix: names of many owners");
+        report.warning(span.clone(), message, "name the domains that are meant, if it is not all of them");
     }
+    if let (Action::Deny | Action::Audit, Pattern::Exact(domain) | Pattern::Suffix { domain, .. }) =
+        (action, pattern)
+        && NEVER_DENIED.contains(&domain.as_str())
+    {
+        let message = format!("`{pattern}` leads to addresses that are never denied for a name");
+        report.warning(span.clone(), message, "write the addresses under `networks`, if they are meant");
+    }
+}
+
+/// `sites`: well-known ones that it matches.
+fn popularity(
+    pattern: &Pattern,
+    span: &Range<usize>,
+    sites: &[&str],
+    action: Action,
+    report: &mut Report<'_>,
+) {
+    let (Some(first), false) = (sites.first(), pattern.is_everything()) else { return };
+    if sites.len() * BROAD >= SITES.len() {
+        let (verb, matched, all) = (verb(action), sites.len(), SITES.len());
+        let message = format!("`{pattern}` {verb} {matched} of {all} well-known sites, `{first}` among them");
+        report.warning(span.clone(), message, "name the hosts that are meant");
+    }
+}
+
+/// As the public suffix list says: what is registered below it belongs to others.
+fn is_public_suffix(domain: &str) -> bool {
+    psl::suffix(domain.as_bytes())
+        .is_some_and(|suffix| suffix.is_known() && suffix.as_bytes() == domain.as_bytes())
 }
 
 fn reach(network: &IpNetwork, span: &Range<usize>, action: Action, report: &mut Report<'_>) {
@@ -106,6 +183,15 @@ impl<'a> Named<'a> {
         }
         // Too many globs for one set is an error where they are compiled to be used; here it costs a warning.
         Self { exact, below, globs: GlobSet::new(globs).unwrap_or_default() }
+    }
+
+    /// The well-known sites that each glob matches, in the order of the globs.
+    fn sites(&self) -> Vec<Vec<&'static str>> {
+        let mut sites = vec![Vec::new(); self.globs.len()];
+        for site in SITES {
+            self.globs.matches(site).into_iter().for_each(|glob| sites[glob].push(*site));
+        }
+        sites
     }
 
     fn contains(&self, name: &Name) -> bool {

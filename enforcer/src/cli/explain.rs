@@ -1,0 +1,186 @@
+//! `enforcer explain`
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::client::{Client, Connection, strange};
+use super::{BAD, Exit, Failure, GOOD, WARN, print, print_json};
+use crate::api::{Reply, Request};
+use crate::engine::compile::Compiled;
+use crate::engine::explain::{self, Address, Asked, Explanation, Known, Says};
+use crate::engine::format::text::{self, Stamp};
+use crate::engine::policy;
+use crate::engine::record::Event;
+use crate::sys::policy_dir;
+use crate::sys::sockets;
+
+/// Say why a name, an address, a process' connections or an event's destination are denied, or are not
+///
+/// Asks the daemon, which also knows where names led. With --policies the files of a directory are asked alone, and no
+/// daemon is needed.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// A host name, an address, the number of a process (its open connections), or event:SEQUENCE
+    what: String,
+    /// Ask the policy files of this directory, not the daemon
+    #[arg(long, value_name = "DIR")]
+    policies: Option<PathBuf>,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
+    let pid = args.what.parse::<u32>().ok();
+    let whats = match pid {
+        Some(pid) => sockets::peers(pid)
+            .map_err(|error| no_process(pid, &error))?
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        None => vec![args.what.clone()],
+    };
+    let mut explain = Explain::new(args, config)?;
+    let (mut all, mut shown) = (Vec::new(), Vec::new());
+    for what in &whats {
+        let (explanation, event) = explain.ask(what)?;
+        let event = event.map(|event| text::line(&event, Stamp::DateTime) + "\n").unwrap_or_default();
+        shown.push(event + &show(&explanation));
+        all.push(explanation);
+    }
+    if args.connection.json {
+        match (pid, all.pop()) {
+            (None, Some(one)) => print_json(&one)?,
+            (_, last) => print_json(&all.into_iter().chain(last).collect::<Vec<_>>())?,
+        }
+        return Ok(Exit::Yes);
+    }
+    if let Some(pid) = pid
+        && all.is_empty()
+    {
+        print(&format!("the process {pid} has no connection to another host open"))?;
+    }
+    if !shown.is_empty() {
+        print(shown.join("\n").trim_end())?;
+    }
+    Ok(Exit::Yes)
+}
+
+fn no_process(pid: u32, error: &std::io::Error) -> Failure {
+    let exit = match error.kind() {
+        std::io::ErrorKind::PermissionDenied => Exit::Privilege,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, format!("the connections of process {pid} cannot be read: {error}"))
+}
+
+/// Who is asked.
+enum Explain {
+    Daemon(Client),
+    Files(Box<Compiled>),
+}
+
+impl Explain {
+    fn new(args: &Args, config: Option<&Path>) -> Result<Self, Failure> {
+        let Some(directory) = &args.policies else {
+            return Ok(Self::Daemon(Client::connect(&args.connection, config)?));
+        };
+        let wrong = |findings: Vec<String>| Failure::new(Exit::No, findings.join("\n"));
+        let (sources, problems) = policy_dir::scan(directory);
+        let usable = |problem: &policy_dir::Problem| problem.kind == policy_dir::ProblemKind::Untrusted;
+        if problems.iter().any(|problem| !usable(problem)) {
+            return Err(wrong(problems.iter().map(ToString::to_string).collect()));
+        }
+        let told = |errors: Vec<policy::Diagnostic>| wrong(errors.iter().map(ToString::to_string).collect());
+        let parsed = policy::parse(&sources).map_err(told)?;
+        let (lists, _, problems) = policy_dir::read_lists(&parsed.set);
+        if problems.iter().any(|problem| !usable(problem)) {
+            return Err(wrong(problems.iter().map(ToString::to_string).collect()));
+        }
+        // Nobody else learns of this table: it needs no secret key.
+        Ok(Self::Files(Box::new(Compiled::new(&parsed.set, &lists, [0; 2]).map_err(told)?)))
+    }
+
+    fn ask(&mut self, what: &str) -> Result<(Explanation, Option<Box<Event>>), Failure> {
+        match self {
+            Self::Daemon(client) => match client.ask(Request::Explain { what: what.to_owned() })? {
+                Reply::Explained(explanation, event) => Ok((*explanation, event)),
+                _ => Err(strange("no explanation")),
+            },
+            Self::Files(compiled) => {
+                let asked = Asked::new(what).map_err(|error| Failure::new(Exit::Usage, error))?;
+                Ok((explain::explain(&asked, &Known { compiled, running: None }), None))
+            }
+        }
+    }
+}
+
+fn show(explanation: &Explanation) -> String {
+    let mut out = String::new();
+    let (style, words) = match explanation.verdict.as_str() {
+        "deny" => (BAD, "is denied"),
+        "audit" => (WARN, "is let through, and reported as audited"),
+        _ => (GOOD, "is allowed"),
+    };
+    let by = match &explanation.rule {
+        Some(rule) => format!("by the rule {}", text::word(rule)),
+        None => "no rule names it".to_owned(),
+    };
+    let _ = writeln!(out, "{}: {style}{words}{style:#}, {by}", text::word(&explanation.what));
+    explanation.rules.iter().for_each(|says| rule(&mut out, says));
+    for address in &explanation.addresses {
+        addresses(&mut out, explanation, address);
+    }
+    if explanation.dns_known && explanation.addresses.is_empty() {
+        out.push_str("  no answer of DNS that was seen leads there, or it has run out\n");
+    }
+    if !explanation.dns_known {
+        out.push_str("  (from the files alone: what DNS said is the daemon's to know)\n");
+    }
+    out
+}
+
+fn rule(out: &mut String, says: &Says) {
+    let mark = if says.decides { "=>" } else { "  " };
+    let exception = match () {
+        () if says.action != says.rule_action => " (an exception in its list)",
+        () if says.conditional => ", for some ports, protocols or processes",
+        () => "",
+    };
+    let _ = writeln!(
+        out,
+        "{mark} {}: the rule {} {} {}{exception}",
+        text::word(&says.at),
+        text::word(&says.rule),
+        match says.action.as_str() {
+            "allow" => "allows",
+            "deny" => "denies",
+            _ => "audits",
+        },
+        text::word(&says.about)
+    );
+}
+
+fn addresses(out: &mut String, explanation: &Explanation, address: &Address) {
+    let _ = write!(out, "   {}: {}", address.address, address.verdict);
+    if let Some(rule) = &address.rule {
+        let _ = write!(out, " by {}", text::word(rule));
+    }
+    if let Some(seconds) = address.expires_in_seconds {
+        let _ = write!(out, " for {} more", humantime::format_duration(Duration::from_secs(seconds)));
+    }
+    if address.never_denied {
+        out.push_str("; never denied for a name");
+    }
+    out.push('\n');
+    let others: Vec<_> = address.names.iter().filter(|leads| leads.name != explanation.what).collect();
+    for leads in others {
+        let kind = if leads.asked { "asked for" } else { "an alias" };
+        let _ = writeln!(
+            out,
+            "      also {} ({kind}, {} ago)",
+            text::word(&leads.name),
+            humantime::format_duration(Duration::from_secs(leads.seen_seconds_ago))
+        );
+    }
+}
