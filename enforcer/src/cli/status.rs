@@ -52,6 +52,7 @@ impl Display for Screen<'_> {
                 (counters.lost_events, "reports lost"),
                 (counters.incomplete_events, "reports incomplete"),
                 (counters.faults, "let pass unread"),
+                (counters.packets_refused, "packets refused on their way out"),
             ])
         )?;
         writeln!(
@@ -271,6 +272,7 @@ warning: do this
         status.enforcement.reason = Some("no bpf".into());
         status.counters.lost_events = 3;
         status.counters.faults = 4;
+        status.counters.packets_refused = 12;
         status.counters.incomplete_events = 7;
         status.dns.late = [("odd_name".to_owned(), 2), ("segmented".to_owned(), 9)].into();
         status.dns.unbelieved = [("unasked".to_owned(), 3)].into();
@@ -287,7 +289,7 @@ warning: do this
         for wanted in [
             "enforcing: cgroup hooks, proven",
             "not by LSM: no bpf",
-            ", 3 reports lost, 7 reports incomplete, 4 let pass unread\n",
+            ", 3 reports lost, 7 reports incomplete, 4 let pass unread, 12 packets refused on their way out\n",
             "\n          11 decided late: 9 segmented, 2 odd name\n",
             "\n          3 not believed: 3 unasked\n",
             ", 2 withheld",
