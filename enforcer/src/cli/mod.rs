@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod denied;
 mod events;
+mod exec;
 mod explain;
 mod release;
 mod reload;
@@ -56,6 +57,7 @@ enum Command {
     Report(Box<report::Args>),
     Top(Box<top::Args>),
     Denied(denied::Args),
+    Exec(exec::Args),
     Release(release::Args),
 }
 
@@ -70,6 +72,9 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => {
             return run::run(&args, config).unwrap_or_else(|failure| failure.report().into());
+        }
+        Command::Exec(args) => {
+            return exec::run(&args).unwrap_or_else(|failure| failure.report().into());
         }
         Command::Check(args) => check::run(&args, config),
         Command::Status(args) => status::run(&args, config),

@@ -3,6 +3,7 @@
 mod admin;
 mod clients;
 mod events;
+mod exec;
 pub(crate) mod facts;
 mod life;
 mod outcome;
@@ -33,8 +34,15 @@ pub(crate) fn is_native() -> bool {
 
 pub(crate) fn all() -> Vec<Test> {
     if is_native() {
-        return [race::native(), resolvers::tests(), facts::native(), volume::tests(), admin::tests()]
-            .concat();
+        return [
+            race::native(),
+            resolvers::tests(),
+            facts::native(),
+            volume::tests(),
+            admin::tests(),
+            exec::tests(),
+        ]
+        .concat();
     }
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if command_line.split_whitespace().any(|word| word == WITHOUT_BPF) {
@@ -48,6 +56,7 @@ pub(crate) fn all() -> Vec<Test> {
         life::tests(),
         reload::tests(),
         admin::tests(),
+        exec::tests(),
         race::tests(),
         events::tests(),
         facts::tests(),
