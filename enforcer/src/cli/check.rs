@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{BAD, Distrust, Exit, Failure, GOOD, print, print_json, settings};
-use crate::engine::compile::{Beside, Compiled};
+use super::{BAD, Distrust, Exit, Failure, GOOD, beside, print, print_json, settings};
+use crate::engine::compile::Compiled;
 use crate::engine::policy::{self, Source, Tally};
 use crate::engine::tables::Budget;
-use crate::sys::accounts::Accounts;
 use crate::sys::host;
 use crate::sys::policy_dir::{self, Problem, ProblemKind};
 
@@ -105,8 +104,7 @@ impl Report {
         self.errors.extend(errors.iter().map(Finding::new));
         self.warnings.extend(warnings.iter().map(Finding::warning));
         // Nobody else learns of this table: it needs no secret key.
-        let beside = Beside { accounts: Accounts::default().numbers(), ..Beside::default() };
-        match Compiled::with_budget(&parsed.set, &lists, [0; 2], &beside, Budget::default()) {
+        match Compiled::with_budget(&parsed.set, &lists, [0; 2], &beside(), Budget::default()) {
             Ok(compiled) => {
                 self.rules = compiled.counts().rules;
                 self.lists = compiled.lists().to_vec();

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::client::{Client, Connection, strange};
-use super::{BAD, Exit, Failure, GOOD, WARN, print, print_json};
+use super::{BAD, Exit, Failure, GOOD, WARN, beside, print, print_json};
 use crate::api::{Reply, Request};
 use crate::engine::compile::Compiled;
 use crate::engine::explain::{self, Address, Asked, Explanation, Known, Says};
 use crate::engine::format::text::{self, Stamp};
 use crate::engine::policy;
 use crate::engine::record::Event;
+use crate::engine::tables::Budget;
 use crate::sys::policy_dir;
 use crate::sys::sockets;
 
@@ -98,7 +99,9 @@ impl Explain {
             return Err(wrong(problems.iter().map(ToString::to_string).collect()));
         }
         // Nobody else learns of this table: it needs no secret key.
-        Ok(Self::Files(Box::new(Compiled::new(&parsed.set, &lists, [0; 2]).map_err(told)?)))
+        Ok(Self::Files(Box::new(
+            Compiled::with_budget(&parsed.set, &lists, [0; 2], &beside(), Budget::default()).map_err(told)?,
+        )))
     }
 
     fn ask(&mut self, what: &str) -> Result<(Explanation, Option<Box<Event>>), Failure> {

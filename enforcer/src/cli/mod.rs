@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod denied;
 mod events;
+mod exec;
 mod explain;
 mod release;
 mod reload;
@@ -22,6 +23,8 @@ use anstyle::{AnsiColor, Style};
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config};
+use crate::engine::compile::Beside;
+use crate::sys::accounts::Accounts;
 use crate::sys::policy_dir::{self, Problem, ProblemKind};
 
 const EXIT_CODES: &str = "\
@@ -56,6 +59,7 @@ enum Command {
     Report(Box<report::Args>),
     Top(Box<top::Args>),
     Denied(denied::Args),
+    Exec(exec::Args),
     Release(release::Args),
 }
 
@@ -70,6 +74,9 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => {
             return run::run(&args, config).unwrap_or_else(|failure| failure.report().into());
+        }
+        Command::Exec(args) => {
+            return exec::run(&args).unwrap_or_else(|failure| failure.report().into());
         }
         Command::Check(args) => check::run(&args, config),
         Command::Status(args) => status::run(&args, config),
@@ -179,6 +186,11 @@ fn unusable(problem: Problem) -> Failure {
     let root = rustix::process::geteuid().is_root();
     let exit = if problem.kind == ProblemKind::Unreadable && !root { Exit::Privilege } else { Exit::Usage };
     Failure::new(exit, problem.as_finding("settings"))
+}
+
+/// What a policy set is compiled beside where no daemon runs it: the users and groups of this host.
+fn beside() -> Beside {
+    Beside { accounts: Accounts::default().numbers(), ..Beside::default() }
 }
 
 #[cfg(test)]

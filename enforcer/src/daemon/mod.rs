@@ -1,5 +1,6 @@
 //! Joins the engine to the world: one loop takes an input, asks the engine, carries out the effects.
 
+mod exec;
 mod installer;
 mod policies;
 mod recent;
@@ -40,6 +41,7 @@ use crate::sys::sink::Sinks;
 use crate::sys::systemd::{self, Stop};
 use crate::sys::{clock, memory, policy_dir, routes};
 
+pub use exec::{Destination, Outcome, exec};
 use installer::Installer;
 use policies::Policies;
 use recent::Recent;

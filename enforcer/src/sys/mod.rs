@@ -6,6 +6,7 @@ pub mod btf;
 pub mod canary;
 pub mod clock;
 pub mod control;
+pub mod enclosure;
 pub mod host;
 pub mod log;
 pub mod memory;

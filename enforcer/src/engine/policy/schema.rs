@@ -41,6 +41,61 @@ struct Rule {
     /// Networks and addresses: `203.0.113.0/24`, `2001:db8::/32`, `198.51.100.7`.
     #[schemars(default, inner(regex(pattern = r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$")))]
     networks: Vec<String>,
+    /// The rule is about these ports only: `443`, `"8000-8999"`.
+    #[schemars(default)]
+    ports: Vec<Ports>,
+    /// The rule is about these protocols only: `"tcp"`, `"udp"`, `"sctp"`, `"icmp"`, or a number.
+    #[schemars(default)]
+    protocols: Vec<Protocol>,
+    /// The rule is about these processes only: who is in each list that is there.
+    #[schemars(default)]
+    scope: Scope,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "as above")]
+enum Ports {
+    One(u16),
+    Range(#[schemars(regex(pattern = r"^[0-9]{1,5}(-[0-9]{1,5})?$"))] String),
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "as above")]
+enum Protocol {
+    Number(u16),
+    Name(#[schemars(length(min = 1))] String),
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "as above")]
+enum Account {
+    Number(u32),
+    Name(#[schemars(length(min = 1))] String),
+}
+
+/// Processes.
+#[derive(Default, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "as above")]
+struct Scope {
+    /// Of these users: names or numbers.
+    #[schemars(default)]
+    users: Vec<Account>,
+    /// Of these groups, as effective or supplementary one.
+    #[schemars(default)]
+    groups: Vec<Account>,
+    /// Of these systemd units: `nginx.service`, `user.slice`.
+    #[schemars(default)]
+    units: Vec<String>,
+    /// In these control groups, by path.
+    #[schemars(default)]
+    cgroups: Vec<String>,
+    /// Of these executables, by path.
+    #[schemars(default)]
+    executables: Vec<String>,
 }
 
 /// A list file. It may be packed with gzip, xz or zstd.

@@ -5,6 +5,7 @@ mod backstop;
 mod clients;
 mod defaults;
 mod events;
+mod exec;
 pub(crate) mod facts;
 mod forgery;
 mod life;
@@ -51,6 +52,7 @@ pub(crate) fn all() -> Vec<Test> {
             defaults::tests(),
             admin::tests(),
             backstop::tests(),
+            exec::tests(),
         ]
         .concat();
     }
@@ -69,6 +71,7 @@ pub(crate) fn all() -> Vec<Test> {
         scopes::tests(),
         defaults::tests(),
         admin::tests(),
+        exec::tests(),
         race::tests(),
         events::tests(),
         facts::tests(),

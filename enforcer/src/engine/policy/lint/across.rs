@@ -74,10 +74,9 @@ fn strength(action: Action) -> u8 {
     }
 }
 
-/// Whether `outer` speaks whenever `inner` would, as far as that does not depend on destinations: rules have no other
-/// conditions.
-fn speaks_whenever(_outer: &Rule, _inner: &Rule) -> bool {
-    true
+/// Whether `outer` speaks whenever `inner` would, as far as that does not depend on destinations.
+fn speaks_whenever(outer: &Rule, inner: &Rule) -> bool {
+    outer.conditions.is_empty() || outer.conditions == inner.conditions
 }
 
 /// Of all rules: who names what, by the place of the rule.
