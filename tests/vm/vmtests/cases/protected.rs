@@ -45,7 +45,8 @@ fn hostile() -> Result<()> {
         })?;
         let Event::RefusedBinding(refused) = found else { bail!("another event: {found:?}") };
         ensure!(refused.name == "own.bad.example" && refused.rule.as_deref() == Some("r"), "{refused:?}");
-        ensure!(refused.server == RESOLVER_V4 && refused.held_back == 0, "{refused:?}");
+        // What was said again may have been heard on another CPU, and is then held back in the daemon.
+        ensure!(refused.server == RESOLVER_V4 && refused.held_back <= 1, "{refused:?}");
         // Said again, it is not told again.
         point(address)
     });
