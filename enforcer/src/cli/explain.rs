@@ -127,6 +127,7 @@ fn show(explanation: &Explanation) -> String {
     };
     let by = match &explanation.rule {
         Some(rule) => format!("by the rule {}", text::word(rule)),
+        None if explanation.verdict == "deny" => "by `default`: no rule names it".to_owned(),
         None => "no rule names it".to_owned(),
     };
     let _ = writeln!(out, "{}: {style}{words}{style:#}, {by}", text::word(&explanation.what));

@@ -31,6 +31,9 @@ use crate::sys::ring::Record;
 const V4_ALL: &str = "0.0.0.0/0";
 const V6_ALL: &str = "::/0";
 const TICK: Duration = Duration::from_millis(500);
+/// Less than a host needs, so that a hundred commands at once take no more memory than the daemon.
+const ADDRESSES: u32 = 8192;
+const RING_BYTES: u32 = 512 * 1024;
 /// Destinations that are told one by one. More are counted together.
 const DESTINATIONS: usize = 1_000;
 
@@ -90,6 +93,8 @@ pub fn exec(compiled: Compiled, command: &mut Command) -> Result<Outcome, Daemon
         audit: false,
         default_deny: false,
         egress: true,
+        addresses: ADDRESSES,
+        ring: RING_BYTES,
     };
     let (kernel, ring) = Kernel::start(&options)?;
     let mut session = Session::new(&config, kernel)?;

@@ -282,7 +282,10 @@ fn explain(daemon: &Daemon, what: &str) -> Reply {
         Err(error) => return Reply::Error(error),
     };
     match daemon.state.explain(&asked, clock::boot_ns()) {
-        Some(explanation) => {
+        Some(mut explanation) => {
+            if daemon.config.default == DefaultVerdict::Deny {
+                explanation.deny_by_default();
+            }
             Reply::Explained(Box::new(explanation), event.map(|event| Box::new(Event::clone(&event))))
         }
         None => Reply::Error("no policy could be loaded yet: enforcer status says why".into()),

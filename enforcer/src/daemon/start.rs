@@ -6,6 +6,7 @@ use enforcer_common::answer::Lifetime;
 use enforcer_common::kernel::{
     REPORT_ALL, REPORT_DENIED, REPORT_NONE, SOCKET_CONNECT, TCP_CONNECT, UDP_CONNECT,
 };
+use enforcer_common::limits;
 use tracing::{error, info, warn};
 
 use super::DaemonError;
@@ -116,7 +117,7 @@ pub(super) fn state(config: &Config, host: &Host) -> State {
     let table = TableConfig {
         ttl_floor: seconds(config.ttl_floor),
         ttl_cap: seconds(config.ttl_cap),
-        capacity: enforcer_common::limits::TABLE_BINDINGS,
+        capacity: limits::TABLE_BINDINGS,
     };
     State::new(table, never)
 }
@@ -159,6 +160,8 @@ fn attach(
         cgroup_root: mount,
         read_kernel: !confidential(preflight),
         egress: config.egress,
+        addresses: limits::ADDRESSES,
+        ring: limits::RING_BYTES,
         lifetime: Lifetime { floor: seconds(config.ttl_floor), cap: seconds(config.ttl_cap) },
     };
     let (mut kernel, ring) = match Kernel::start(&options) {

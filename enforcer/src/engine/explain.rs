@@ -54,6 +54,18 @@ pub struct Explanation {
     pub addresses: Vec<Address>,
 }
 
+impl Explanation {
+    /// `default = "deny"`: what no rule speaks of is refused, but for what a host cannot live without.
+    pub fn deny_by_default(&mut self) {
+        let addresses = self.addresses.iter_mut().map(|address| (&address.rule, &mut address.verdict));
+        for (rule, told) in addresses.chain([(&self.rule, &mut self.verdict)]) {
+            if rule.is_none() {
+                *told = verdict(Verdict::Deny).into();
+            }
+        }
+    }
+}
+
 /// One rule's word.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -394,6 +406,9 @@ hosts = ['*.example']
             );
             assert_eq!(words(&explanation), says, "{what}");
             assert!(!explanation.dns_known);
+            let mut denied = explanation.clone();
+            denied.deny_by_default();
+            assert_eq!(denied.verdict, if rule.is_none() { "deny" } else { verdict }, "{what} by default");
         }
         assert!(Asked::new("a b").is_err() || Asked::new("a..b").is_err());
     }

@@ -139,6 +139,9 @@ pub struct Options<'a> {
     pub egress: bool,
     /// How long the packet path believes an answer.
     pub lifetime: Lifetime,
+    /// Addresses that can be denied, and bytes of the ring.
+    pub addresses: u32,
+    pub ring: u32,
 }
 
 /// The loaded, attached and pinned kernel side.
@@ -345,6 +348,7 @@ pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
     if !options.default_deny {
         loader.map_max_entries(PEERS, 1);
     }
+    loader.map_max_entries(ADDRESSES, options.addresses).map_max_entries(RING, options.ring);
     double::prepare(pin)?;
     let ebpf = loader.load(OBJECT)?;
     for (name, path) in &paths {

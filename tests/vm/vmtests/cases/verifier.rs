@@ -78,6 +78,8 @@ fn programs() -> Result<Vec<(String, u64, f64)>> {
         read_kernel: true,
         egress: true,
         lifetime: Lifetime { floor: 60, cap: 3600 },
+        addresses: 1,
+        ring: 4096,
     };
     let mut ebpf = bpf::load(&options, pin)?;
     let btf = Btf::from_sys_fs()?;
