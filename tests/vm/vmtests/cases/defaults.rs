@@ -171,7 +171,8 @@ fn closed_of(setup: &Setup) -> Result<()> {
     expect("allowed after a restart", (ADDRESS, 443), UDP, false)?;
     expect("not allowed after a restart", (OTHER, 443), UDP, true)?;
     daemon.stop()?;
-    expect("after the stop", (OTHER, 443), UDP, false)
+    // The kernel detaches a program some time after its last link has gone.
+    wait::until("the programs to go", SOON, || Ok(expect("after the stop", (OTHER, 443), UDP, false).ok()))
 }
 
 fn audit() -> Result<()> {
