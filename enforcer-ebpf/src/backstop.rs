@@ -21,6 +21,7 @@ use crate::{
     belief::peer,
     connect::{Destination, look_up_for_all},
     draft::Draft,
+    facts,
     kernel::{Pointer, Sock, egress_wanted, is_event, only_audits, read},
     maps::{REFUSED, count},
     packet::{NotDns, UDP, field, socket_cookie},
@@ -132,41 +133,22 @@ fn tell(to: &Destination, sock: &Sock, decision: Decision, kind: u16, protocol: 
         return;
     };
     let record = draft.record();
+    facts::forget(record);
     record.kind = KIND_CONNECT;
     record.rule = decision.rule;
     record.sequence = sequence;
     record.time = now;
-    record.cgroup = 0;
-    record.process_start = 0;
-    record.thread_start = 0;
-    record.parent_start = 0;
-    record.returned = 0;
-    record.inode = 0;
     record.dst = to.octets;
     record.src = [0; 16];
-    record.device = 0;
     record.net_namespace = sock.namespaces().map_or(0, |(net, _)| net);
-    record.login_uid = u32::MAX;
-    record.pid = 0;
-    record.tid = 0;
-    record.ppid = 0;
     record.uid = sock.uid().unwrap_or(u32::MAX);
-    record.gid = u32::MAX;
     record.dst_port = to.port;
     record.src_port = 0;
     record.family = to.family;
     record.sock_type = kind;
     record.protocol = protocol;
-    record.executable_len = 0;
-    record.cgroup_len = 0;
-    record.arguments_len = 0;
     record.verdict = decision.verdict as u8;
     record.layer = Layer::Egress as u8;
-    record.flags = 0;
-    record.reserved = 0;
-    record.address_len = 0;
-    record.errno = 0;
-    record.comm = [0; 16];
     if !draft.submit() {
         count(Counter::LostEvents);
     }

@@ -22,26 +22,23 @@ use crate::{
 /// Components of a path, mounts on the way included.
 const DEPTH: u32 = 64;
 
-/// Fills in the numbers: what tells one kind of connect from another.
+/// Nobody: what a report says of a process when nothing is known of it.
 #[inline(always)]
-pub fn numbers(record: &mut ConnectRecord) {
+pub fn forget(record: &mut ConnectRecord) {
     record.pid = 0;
     record.tid = 0;
     record.ppid = 0;
     record.uid = u32::MAX;
     record.gid = u32::MAX;
+    record.login_uid = u32::MAX;
     record.process_start = 0;
     record.thread_start = 0;
     record.parent_start = 0;
     record.comm = [0; 16];
-    let task = Task::current();
-    if task.identify(record).is_err() {
-        count(Counter::FaultTask);
-    }
-    record.login_uid = task.login_uid().unwrap_or(u32::MAX);
-    record.net_namespace = task.net_namespace().unwrap_or(0);
-    record.cgroup = task.cgroup().and_then(KernfsNode::id).unwrap_or(0);
-    (record.inode, record.device) = task.executable().and_then(File::identity).unwrap_or((0, 0));
+    record.net_namespace = 0;
+    record.cgroup = 0;
+    record.inode = 0;
+    record.device = 0;
     record.flags = 0;
     record.executable_len = 0;
     record.cgroup_len = 0;
@@ -50,6 +47,20 @@ pub fn numbers(record: &mut ConnectRecord) {
     record.address_len = 0;
     record.errno = 0;
     record.returned = 0;
+}
+
+/// Fills in the numbers: what tells one kind of connect from another.
+#[inline(always)]
+pub fn numbers(record: &mut ConnectRecord) {
+    forget(record);
+    let task = Task::current();
+    if task.identify(record).is_err() {
+        count(Counter::FaultTask);
+    }
+    record.login_uid = task.login_uid().unwrap_or(u32::MAX);
+    record.net_namespace = task.net_namespace().unwrap_or(0);
+    record.cgroup = task.cgroup().and_then(KernfsNode::id).unwrap_or(0);
+    (record.inode, record.device) = task.executable().and_then(File::identity).unwrap_or((0, 0));
 }
 
 /// So long paths are not walked again: that an executable or what it lies in was renamed is seen so much later.
