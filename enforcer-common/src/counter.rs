@@ -1,8 +1,9 @@
-//! Per-CPU counters, indexed by `Counter`, then by `Outcome`, then by `Doubt`. Writers: every program; reader: the daemon (sums
-//! over CPUs).
+//! Per-CPU counters, indexed by `Counter`, then by `Outcome`, then by `Doubt`, then by `Layer`. Writers: every program; reader:
+//! the daemon (sums over CPUs).
 
 use crate::answer::OUTCOMES;
 use crate::belief::DOUBTS;
+use crate::event::Layer;
 
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,4 +50,6 @@ pub enum Counter {
 pub const OUTCOMES_AT: u32 = 19;
 /// And after them those of why answers were not believed.
 pub const DOUBTS_AT: u32 = OUTCOMES_AT + OUTCOMES;
-pub const COUNTERS: u32 = DOUBTS_AT + DOUBTS;
+/// And after them how often each layer refused a canary, which is counted nowhere else.
+pub const CAUGHT_AT: u32 = DOUBTS_AT + DOUBTS;
+pub const COUNTERS: u32 = CAUGHT_AT + Layer::ALL.len() as u32;

@@ -27,6 +27,9 @@ pub enum Layer {
 }
 
 impl Layer {
+    pub const ALL: [Self; 5] =
+        [Self::LsmConnect, Self::LsmSendmsg, Self::CgroupConnect, Self::CgroupSendmsg, Self::Egress];
+
     pub const fn from_wire(byte: u8) -> Option<Self> {
         match byte {
             1 => Some(Self::LsmConnect),

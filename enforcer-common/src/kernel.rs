@@ -104,6 +104,9 @@ pub struct Settings {
     pub default_deny: u32,
     /// 1: packets are looked at when they leave.
     pub egress: u32,
+    /// 1: the LSM hooks are attached.
+    pub lsm: u32,
+    pub reserved: u32,
     /// Of the tables of what is not reported: a bit each. Those that hold for a verdict (`Verdict` is the index), and
     /// those that say nothing about users, groups of processes, ports, and networks.
     pub ignored_verdicts: [u64; 3],

@@ -22,17 +22,20 @@ use crate::{
     connect::{Destination, look_up_for_all},
     draft::Draft,
     facts,
-    kernel::{Pointer, Sock, egress_wanted, is_event, only_audits, read},
-    maps::{REFUSED, count},
+    kernel::{Pointer, Sock, egress_wanted, is_event, lsm_decides, only_audits, read},
+    maps::{REFUSED, count, count_caught},
     packet::{NotDns, UDP, field, socket_cookie},
     report::{self, next_sequence},
 };
 
 /// States of a socket: a connection is being opened, by TCP, SCTP or DCCP; there is none.
+const ESTABLISHED: u32 = 1;
 const SYN_SENT: u32 = 2;
 const CLOSE: u32 = 7;
 const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
+const SOCK_RAW: u32 = 3;
+const SCTP: u32 = 132;
 
 /// False: the packet must not leave.
 #[inline(always)]
@@ -48,22 +51,20 @@ pub fn passes(skb: *mut __sk_buff) -> bool {
         }
         (sk, (*sk).state)
     };
-    (state != SYN_SENT && state != CLOSE) || looked_at(skb, sk, state == SYN_SENT)
+    let settled = state != SYN_SENT && state != CLOSE;
+    // No cgroup hook sees a raw socket connect, and then its packets look like those of a connection.
+    let unseen = state == ESTABLISHED && !lsm_decides();
+    (settled && !unseen) || looked_at(skb, sk, state)
 }
 
 #[inline(never)]
-fn looked_at(skb: *mut __sk_buff, sk: *mut bpf_sock, opening: bool) -> bool {
+fn looked_at(skb: *mut __sk_buff, sk: *mut bpf_sock, state: u32) -> bool {
     // SAFETY: a socket, as the caller found out.
     let full = unsafe { bpf_sk_fullsock(sk) };
-    if full.is_null() {
+    if full.is_null() || settled(full, state) {
         return true;
     }
-    // SAFETY: fields of a full socket.
-    let (kind, protocol) = unsafe { ((*full).type_, (*full).protocol) };
-    // A closed connection's last words, and what passed a hook as a datagram.
-    if !opening && (kind == SOCK_STREAM || (kind == SOCK_DGRAM && protocol == UDP.into())) {
-        return true;
-    }
+    let opening = state == SYN_SENT;
     let sock = untyped(full);
     if !opening && !sock.has_file().unwrap_or(false) {
         return true;
@@ -73,8 +74,12 @@ fn looked_at(skb: *mut __sk_buff, sk: *mut bpf_sock, opening: bool) -> bool {
     let now = unsafe { bpf_ktime_get_boot_ns() };
     // Who sends is not known here, so conditional rules, and the default, are left to the hooks.
     let Decision { verdict, rule } = look_up_for_all(&to, now);
-    if verdict != Verdict::Deny || rule == CANARY_RULE {
+    if verdict != Verdict::Deny {
         return true;
+    }
+    if rule == CANARY_RULE {
+        count_caught(Layer::Egress);
+        return false;
     }
     let verdict = if only_audits() { Verdict::Audit } else { verdict };
     if verdict == Verdict::Deny {
@@ -86,9 +91,28 @@ fn looked_at(skb: *mut __sk_buff, sk: *mut bpf_sock, opening: bool) -> bool {
     };
     let flow = mix(mix(mix(socket_cookie(skb), high), low), to.port.into());
     if REFUSED.insert(flow, now, BPF_NOEXIST.into()).is_ok() && report::wanted(verdict, true) {
+        // SAFETY: fields of a full socket.
+        let (kind, protocol) = unsafe { ((*full).type_, (*full).protocol) };
         tell(&to, &sock, Decision { verdict, rule }, kind as u16, protocol as u16, now);
     }
     verdict != Verdict::Deny
+}
+
+/// Whether what this socket sends was decided before. A function of its own, so that the verifier forgets which kind of
+/// socket it was.
+#[inline(never)]
+fn settled(full: *mut bpf_sock, state: u32) -> bool {
+    // SAFETY: fields of a full socket, as the caller found out.
+    let (kind, protocol) = unsafe { ((*full).type_, (*full).protocol) };
+    match state {
+        SYN_SENT => false,
+        // A closed connection's last words, and what passed a hook as a datagram. SCTP calls itself closed while it opens
+        // an association, and has ways to do so that pass no hook.
+        CLOSE => {
+            (kind == SOCK_STREAM && protocol != SCTP) || (kind == SOCK_DGRAM && protocol == UDP.into())
+        }
+        _ => kind != SOCK_RAW,
+    }
 }
 
 /// The verifier allows no arithmetic with what it knows to be a socket; what was read from memory, it does not know. Null

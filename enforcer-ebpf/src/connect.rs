@@ -14,8 +14,8 @@ use enforcer_common::{
 
 use crate::{
     conditions, default,
-    kernel::{Message, Pointer, Socket, Unreadable, denies_by_default, only_audits, read},
-    maps::{ADDRESSES, ANSWERED, NETWORKS, count},
+    kernel::{Message, Pointer, Socket, Unreadable, denies_by_default, only_audits, read, second_look},
+    maps::{ADDRESSES, ANSWERED, NETWORKS, count, count_caught},
     report,
 };
 
@@ -174,6 +174,9 @@ fn words(a: u32, b: u32, c: u32, d: u32) -> [u8; 16] {
 fn judge(to: &Destination, layer: Layer, connects: bool, caller: &impl Caller) -> Verdict {
     let Decision { mut verdict, rule } = look_up(to, caller);
     if rule == CANARY_RULE {
+        if matches!(verdict, Verdict::Deny) {
+            count_caught(layer);
+        }
         return verdict;
     }
     if rule == NO_RULE && connects && denies_by_default() && !default::excepts(to, caller) {
@@ -181,6 +184,10 @@ fn judge(to: &Destination, layer: Layer, connects: bool, caller: &impl Caller) -
     }
     if matches!(verdict, Verdict::Deny) && only_audits() {
         verdict = Verdict::Audit;
+    }
+    // What an LSM hook has let pass is counted and reported there.
+    if second_look(layer) && !matches!(verdict, Verdict::Deny) {
+        return verdict;
     }
     count(Counter::Connects);
     match verdict {

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
 use enforcer_common::{
     Verdict,
     answer::Lifetime,
-    event::ConnectRecord,
+    event::{ConnectRecord, Layer},
     kernel::{ABSENT, Offsets, Settings},
 };
 
@@ -91,6 +91,8 @@ static SETTINGS: Settings = Settings {
     audit: 0,
     default_deny: 0,
     egress: 0,
+    lsm: 0,
+    reserved: 0,
     ignored_verdicts: [0; 3],
     any_user: 0,
     any_cgroup: 0,
@@ -185,6 +187,18 @@ pub fn one_socket() -> bool {
 #[inline(always)]
 pub fn egress_wanted() -> bool {
     global!(SETTINGS.egress) != 0
+}
+
+/// Whether the LSM hooks are attached.
+#[inline(always)]
+pub fn lsm_decides() -> bool {
+    global!(SETTINGS.lsm) != 0
+}
+
+/// Whether this is a cgroup hook beside the LSM hooks, which have seen nearly everything before it.
+#[inline(always)]
+pub fn second_look(layer: Layer) -> bool {
+    matches!(layer, Layer::CgroupConnect | Layer::CgroupSendmsg) && lsm_decides()
 }
 
 /// The daemon's network namespace, and the user namespace that it belongs to. `None`: kernel memory must not be read,

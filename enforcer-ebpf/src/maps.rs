@@ -9,8 +9,8 @@ use enforcer_common::{
     Entry, Seats,
     answer::OUTCOMES,
     belief::{self, DOUBTS},
-    counter::{COUNTERS, Counter, DOUBTS_AT, OUTCOMES_AT},
-    event::{ConnectRecord, RepeatKey, Repeats},
+    counter::{CAUGHT_AT, COUNTERS, Counter, DOUBTS_AT, OUTCOMES_AT},
+    event::{ConnectRecord, Layer, RepeatKey, Repeats},
     kernel::Control,
     limits,
     name::{BLOCK, Bucket, Domain, Header},
@@ -176,6 +176,12 @@ pub fn count_outcome(outcome: u8) {
 #[inline(always)]
 pub fn count_doubt(doubt: u64) {
     increment(DOUBTS_AT + doubt as u32 % DOUBTS);
+}
+
+/// A canary was refused there.
+#[inline(always)]
+pub fn count_caught(layer: Layer) {
+    increment(CAUGHT_AT + layer as u32 - 1);
 }
 
 #[inline(always)]

@@ -86,6 +86,7 @@ fn headline(f: &mut fmt::Formatter<'_>, enforcement: &Enforcement) -> fmt::Resul
     let layer = match enforcement.layer.as_str() {
         "lsm" => "LSM",
         "cgroup" => "cgroup hooks",
+        "both" => "LSM and cgroup hooks",
         other => other,
     };
     if enforcement.active {

@@ -112,6 +112,7 @@ pub enum LayerChoice {
     Auto,
     Lsm,
     Cgroup,
+    Both,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

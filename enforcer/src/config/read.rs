@@ -310,8 +310,12 @@ enum Kind {
 
 const KINDS: &[(&str, Kind)] =
     &[("net_tcp_connect", Kind::Tcp), ("net_udp_connect", Kind::Udp), ("security_socket_connect", Kind::Raw)];
-const LAYERS: &[(&str, LayerChoice)] =
-    &[("auto", LayerChoice::Auto), ("lsm", LayerChoice::Lsm), ("cgroup", LayerChoice::Cgroup)];
+const LAYERS: &[(&str, LayerChoice)] = &[
+    ("auto", LayerChoice::Auto),
+    ("lsm", LayerChoice::Lsm),
+    ("cgroup", LayerChoice::Cgroup),
+    ("both", LayerChoice::Both),
+];
 const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("audit", Mode::Audit)];
 const DEFAULTS: &[(&str, DefaultVerdict)] =
     &[("allow", DefaultVerdict::Allow), ("deny", DefaultVerdict::Deny)];

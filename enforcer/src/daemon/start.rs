@@ -61,7 +61,7 @@ pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
                     events lack errno, source and latency";
         problems.push(text.to_owned());
     }
-    if config.kinds.socket_connect && hooks == Hooks::Cgroup {
+    if config.kinds.socket_connect && !hooks.lsm() {
         let text =
             "events lists security_socket_connect, which needs the LSM hooks: there are no such events";
         problems.push(text.to_owned());
@@ -91,7 +91,7 @@ fn enforce(
     let may_choose = !config.require_lsm && config.layer == LayerChoice::Auto;
     let why = match attach(config, preflight, hooks, mount) {
         Ok(attempt) => match (hooks, &attempt.2) {
-            (Hooks::Lsm, Canary::Alive(how)) => {
+            (Hooks::Lsm | Hooks::Both, Canary::Alive(how)) => {
                 let why = format!("the LSM hooks are attached but the canary was not refused ({how})");
                 if !may_choose {
                     attempt.0.release()?;
@@ -102,7 +102,7 @@ fn enforce(
             _ => return Ok((attempt, reason)),
         },
         // A kernel, or what it runs in, that lets nobody load such programs.
-        Err(DaemonError::Bpf(error @ BpfError::Program { .. })) if hooks == Hooks::Lsm && may_choose => {
+        Err(DaemonError::Bpf(error @ BpfError::Program { .. })) if hooks.lsm() && may_choose => {
             error.to_string()
         }
         Err(error) => return Err(error),
@@ -152,7 +152,7 @@ fn attach(
         },
         arguments: config.arguments,
         events: events(config.kinds),
-        outcome: config.outcome && hooks == Hooks::Lsm,
+        outcome: config.outcome && hooks.lsm(),
         aggregate: config.aggregate.is_some(),
         audit: config.mode == Mode::Audit,
         default_deny: config.default == DefaultVerdict::Deny,
@@ -194,6 +194,7 @@ fn choose(config: &Config, preflight: &Preflight) -> Result<(Hooks, Option<Strin
         (LayerChoice::Cgroup, _) => Err(DaemonError::Start(
             "enforcer.toml says both `require_lsm = true` and `layer = \"cgroup\"`: remove one".into(),
         )),
+        (LayerChoice::Both, None) => Ok((Hooks::Both, None)),
         (_, None) => Ok((Hooks::Lsm, None)),
         (LayerChoice::Auto, Some(why)) if !config.require_lsm => Ok((Hooks::Cgroup, Some(why))),
         (_, Some(why)) => {
@@ -214,6 +215,7 @@ fn announce(enforcement: &Enforcement) {
     let layer = match enforcement.hooks {
         Hooks::Lsm => "LSM",
         Hooks::Cgroup => "cgroup",
+        Hooks::Both => "LSM and cgroup",
     };
     if let Some(reason) = &enforcement.reason {
         warn!("enforcing by cgroup hooks, not by LSM: {reason}");

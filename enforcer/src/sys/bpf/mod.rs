@@ -20,8 +20,8 @@ use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use enforcer_common::answer::{Lifetime, Outcome};
 use enforcer_common::belief::{self, Doubt};
-use enforcer_common::counter::{COUNTERS, Counter, DOUBTS_AT, OUTCOMES_AT};
-use enforcer_common::event::ConnectRecord;
+use enforcer_common::counter::{CAUGHT_AT, COUNTERS, Counter, DOUBTS_AT, OUTCOMES_AT};
+use enforcer_common::event::{ConnectRecord, Layer};
 use enforcer_common::kernel::{Control, Offsets, Settings};
 use enforcer_common::name::Header;
 use enforcer_common::{Addr, Entry, limits};
@@ -43,7 +43,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// Part of the pin directory's name: raised whenever a map's layout or meaning changes, so that a daemon never
 /// adopts maps that it would misread.
-const PIN_VERSION: &str = "v5";
+const PIN_VERSION: &str = "v6";
 
 const ADDRESSES: &str = "ADDRESSES";
 const NETWORKS: &str = "NETWORKS";
@@ -106,6 +106,18 @@ fn chain(error: &dyn std::error::Error) -> String {
 pub enum Hooks {
     Lsm,
     Cgroup,
+    /// The cgroup hooks beside the LSM hooks: they see what the kernel itself connects, too.
+    Both,
+}
+
+impl Hooks {
+    pub fn lsm(self) -> bool {
+        matches!(self, Self::Lsm | Self::Both)
+    }
+
+    pub fn cgroup(self) -> bool {
+        matches!(self, Self::Cgroup | Self::Both)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -250,6 +262,11 @@ impl Kernel {
         self.sum(DOUBTS_AT + doubt as u32)
     }
 
+    /// How often this layer refused a canary.
+    pub fn caught(&self, layer: Layer) -> Result<u64, BpfError> {
+        self.sum(CAUGHT_AT + layer as u32 - 1)
+    }
+
     fn sum(&self, index: u32) -> Result<u64, BpfError> {
         debug_assert!(index < COUNTERS);
         let per_cpu = self.counts.get(&index, 0).map_err(|source| BpfError::Map { map: COUNTS, source })?;
@@ -325,7 +342,7 @@ pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
         ttl_cap: options.lifetime.cap,
         arguments: options.arguments.into(),
         aggregate: options.aggregate.into(),
-        outcome: (options.outcome && options.hooks == Hooks::Lsm).into(),
+        outcome: (options.outcome && options.hooks.lsm()).into(),
         events: options.events,
         net_namespace,
         user_namespace,
@@ -333,6 +350,8 @@ pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
         audit: options.audit.into(),
         default_deny: options.default_deny.into(),
         egress: options.egress.into(),
+        lsm: options.hooks.lsm().into(),
+        reserved: 0,
         ignored_verdicts: masks.verdicts,
         any_user: masks.any_user,
         any_cgroup: masks.any_cgroup,
@@ -409,21 +428,19 @@ fn attach(ebpf: &mut Ebpf, options: &Options<'_>, pin: &Path) -> Result<(), BpfE
         (QUESTION_PROGRAM, cgroup_skb(ebpf, QUESTION_PROGRAM, CgroupSkbAttachType::Egress, &cgroup)?),
         (DNS_PROGRAM, cgroup_skb(ebpf, DNS_PROGRAM, CgroupSkbAttachType::Ingress, &cgroup)?),
     ];
-    match options.hooks {
-        Hooks::Lsm => {
-            let btf = Btf::from_sys_fs().map_err(|error| BpfError::Object(error.into()))?;
-            // First: what it takes care of must not be put aside without it.
-            if options.outcome {
-                links.push((EXIT_PROGRAM, connect_exit(ebpf, &btf)?));
-            }
-            for program in LSM_PROGRAMS {
-                links.push((program, lsm(ebpf, program, &btf)?));
-            }
+    if options.hooks.lsm() {
+        let btf = Btf::from_sys_fs().map_err(|error| BpfError::Object(error.into()))?;
+        // First: what it takes care of must not be put aside without it.
+        if options.outcome {
+            links.push((EXIT_PROGRAM, connect_exit(ebpf, &btf)?));
         }
-        Hooks::Cgroup => {
-            for program in CGROUP_PROGRAMS {
-                links.push((program, cgroup_sock_addr(ebpf, program, &cgroup)?));
-            }
+        for program in LSM_PROGRAMS {
+            links.push((program, lsm(ebpf, program, &btf)?));
+        }
+    }
+    if options.hooks.cgroup() {
+        for program in CGROUP_PROGRAMS {
+            links.push((program, cgroup_sock_addr(ebpf, program, &cgroup)?));
         }
     }
     let mut kept = Vec::new();

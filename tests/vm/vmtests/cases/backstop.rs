@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use enforcer::engine::record::LayerName;
+use enforcer::engine::record::{LayerName, VerdictName};
 use enforcer_tests::client::way;
 use enforcer_tests::daemon::{SOON, Setup, connect};
 use enforcer_tests::harness::{Test, test};
@@ -17,6 +17,8 @@ use super::{BAD_V4, GOOD_V4};
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("raw_packets_past_cgroup_hooks_are_refused_at_egress", raw),
+        test("audit_mode_refuses_no_packet_at_egress", audited),
+        test("conditional_rules_are_left_to_the_hooks_at_egress", conditional),
         test("what_was_open_before_is_left_alone", established),
     ]
 }
@@ -44,17 +46,12 @@ print(*[send(to) for to in [sys.argv[1]] * 3 + [sys.argv[2]]])
 
 /// cgroup hooks see no raw sockets. One event a flow, however many packets.
 fn raw() -> Result<()> {
-    let start = |settings: &str| -> Result<Setup> {
-        let setup = Setup::new(&format!("layer = \"cgroup\"\n{settings}"))?;
-        setup.write_policy("deny.toml", RULE)?;
-        Ok(setup)
-    };
-    let setup = start("egress = false")?;
+    let setup = by_cgroup("egress = false", RULE)?;
     let daemon = setup.start()?;
     ensure!(send()? == "0 0 0 0", "refused by something else: {}", send()?);
     daemon.stop()?;
 
-    let setup = start("")?;
+    let setup = by_cgroup("", RULE)?;
     let _daemon = setup.start()?;
     let (seen, refused) = (send()?, libc::EPERM);
     ensure!(seen == format!("{refused} {refused} {refused} 0"), "{seen}");
@@ -68,6 +65,40 @@ fn raw() -> Result<()> {
     let told = events.iter().filter_map(connect).filter(|event| event.dst_ip == BAD_V4).count();
     ensure!(told == 1, "{told} events of one flow");
     Ok(())
+}
+
+/// What would be refused leaves, and is told.
+fn audited() -> Result<()> {
+    let setup = by_cgroup("mode = \"audit\"", RULE)?;
+    let _daemon = setup.start()?;
+    let seen = send()?;
+    ensure!(seen == "0 0 0 0", "{seen}");
+    let event = setup.event("the raw packet", |event| event.dst_ip == BAD_V4)?;
+    ensure!(event.layer == LayerName::Egress && event.verdict == VerdictName::Audit, "{event:?}");
+    let counters = setup.status()?.counters;
+    ensure!(counters.packets_refused == 0, "{counters:?}");
+    Ok(())
+}
+
+/// Who sends is not known there, so a rule that speaks of somebody, or of ports, has no say.
+fn conditional() -> Result<()> {
+    let setup = by_cgroup("", &format!("{RULE}ports = [9]\n"))?;
+    let _daemon = setup.start()?;
+    let seen = send()?;
+    ensure!(seen == "0 0 0 0", "{seen}");
+    // The rule is in force, and the packets would be refused without its condition.
+    let udp = way("udp_unconnected").context("no such way")?;
+    super::refused(udp.name, udp.attempt, SocketAddr::new(BAD_V4, 9))?;
+    setup.write_policy("deny.toml", RULE)?;
+    wait::until("the packet to be refused", SOON, || {
+        Ok((send()? == format!("{0} {0} {0} 0", libc::EPERM)).then_some(()))
+    })
+}
+
+fn by_cgroup(settings: &str, rule: &str) -> Result<Setup> {
+    let setup = Setup::new(&format!("layer = \"cgroup\"\n{settings}"))?;
+    setup.write_policy("deny.toml", rule)?;
+    Ok(setup)
 }
 
 /// A connection lives on when its address is denied; a new one is refused.

@@ -53,12 +53,22 @@ fn report() -> Result<()> {
 
 /// Loads each program of the object that this kernel has a hook for.
 fn programs() -> Result<Vec<(String, u64, f64)>> {
+    let is_lsm = |program: &Program| matches!(program, Program::Lsm(_) | Program::FExit(_));
+    let mut all = loaded(Hooks::Lsm, is_lsm)?;
+    // They do more where no LSM hook did it before them.
+    all.extend(loaded(Hooks::Cgroup, |program| !is_lsm(program))?);
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    ensure!(!all.is_empty(), "the object has no programs");
+    Ok(all)
+}
+
+fn loaded(hooks: Hooks, wanted: impl Fn(&Program) -> bool) -> Result<Vec<(String, u64, f64)>> {
     let pin = Path::new(PIN);
     fs::create_dir_all(pin)?;
     let options = Options {
         pin,
         cgroup: Path::new("/sys/fs/cgroup"),
-        hooks: Hooks::Lsm,
+        hooks,
         report: REPORT_ALL,
         // Everything on: what is off is pruned.
         events: TCP_CONNECT | UDP_CONNECT | SOCKET_CONNECT,
@@ -84,7 +94,7 @@ fn programs() -> Result<Vec<(String, u64, f64)>> {
     let mut ebpf = bpf::load(&options, pin)?;
     let btf = Btf::from_sys_fs()?;
     let mut all = Vec::new();
-    for (name, program) in ebpf.programs_mut() {
+    for (name, program) in ebpf.programs_mut().filter(|(_, program)| wanted(program)) {
         let start = wait::now();
         load(name, program, &btf).with_context(|| name.to_owned())?;
         let milliseconds = start.elapsed().as_secs_f64() * 1000.0;
@@ -92,8 +102,6 @@ fn programs() -> Result<Vec<(String, u64, f64)>> {
         let instructions = info.verified_instruction_count().context("the kernel does not tell")?;
         all.push((name.to_owned(), instructions.into(), milliseconds));
     }
-    all.sort_by(|a, b| a.0.cmp(&b.0));
-    ensure!(!all.is_empty(), "the object has no programs");
     Ok(all)
 }
 
