@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::explain::Explanation;
-use crate::engine::record::Event;
+use crate::engine::record::{Event, LayerName};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "request")]
@@ -34,6 +34,10 @@ pub enum Request {
     Undo,
     /// Which trial runs?
     Trial,
+    /// For `enforcer coverage`: what becomes of the addresses that it tries to reach, for a minute.
+    Rehearse {
+        stage: Rehearsal,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,10 +52,21 @@ pub enum Reply {
     /// The files have errors: nothing changed. Every diagnostic, as `check` prints it.
     Refused(String),
     Trial(Option<Trial>),
+    /// How often each layer has refused a canary.
+    Caught(BTreeMap<LayerName, u64>),
     Event(Box<Event>),
     /// This follower was too slow: so many events were not sent to it.
     Skipped(u64),
     Error(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rehearsal {
+    Allowed,
+    /// Those that it passes on its way are still allowed.
+    Denied,
+    Over,
 }
 
 /// What a reload changed.
@@ -112,7 +127,7 @@ pub struct Enforcement {
     /// What becomes of a destination that no rule speaks of: `allow` or `deny`.
     #[serde(default)]
     pub default: String,
-    /// `lsm`, `cgroup` or `none`.
+    /// `lsm`, `cgroup` or `both`.
     pub layer: String,
     /// Why not the LSM layer, if not.
     pub reason: Option<String>,

@@ -3,6 +3,7 @@
 mod apply;
 mod check;
 mod client;
+mod coverage;
 mod denied;
 mod events;
 mod exec;
@@ -52,6 +53,7 @@ enum Command {
     Run(run::Args),
     Check(check::Args),
     Status(status::Args),
+    Coverage(coverage::Args),
     Explain(explain::Args),
     Reload(reload::Args),
     Apply(apply::Args),
@@ -80,6 +82,7 @@ pub fn main() -> ExitCode {
         }
         Command::Check(args) => check::run(&args, config),
         Command::Status(args) => status::run(&args, config),
+        Command::Coverage(args) => coverage::run(&args, config),
         Command::Explain(args) => explain::run(&args, config),
         Command::Reload(args) => reload::run(&args, config),
         Command::Apply(args) => apply::run(&args, config),

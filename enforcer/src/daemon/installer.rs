@@ -6,6 +6,7 @@ use std::time::Duration;
 use enforcer_common::answer::Outcome;
 use enforcer_common::belief::Doubt;
 use enforcer_common::counter::Counter;
+use enforcer_common::event::Layer;
 use enforcer_common::verdict::Conditional;
 use enforcer_common::{Addr, Entry, Seats};
 use ipnetwork::IpNetwork;
@@ -14,6 +15,7 @@ use tracing::{error, warn};
 use crate::engine::compile::{Network, side_by_side};
 use crate::engine::conditions::Table;
 use crate::engine::plan::Step;
+use crate::engine::record::LayerName;
 use crate::engine::state::{NeverDeny, State};
 use crate::engine::tables::Tables;
 use crate::sys::bpf::{BpfError, Kernel};
@@ -227,6 +229,17 @@ impl Installer {
             complain("a counter of the kernel side cannot be read", &error);
             0
         })
+    }
+
+    /// Canaries that each layer refused.
+    pub(super) fn caught(&self) -> BTreeMap<LayerName, u64> {
+        let count = |layer: Layer| {
+            self.kernel.caught(layer).unwrap_or_else(|error| {
+                complain("a counter of the kernel side cannot be read", &error);
+                0
+            })
+        };
+        Layer::ALL.map(|layer| (layer.into(), count(layer))).into()
     }
 
     pub(super) fn outcome(&self, outcome: Outcome) -> u64 {

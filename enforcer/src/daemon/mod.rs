@@ -24,7 +24,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{error, info, warn};
 
-use crate::api::{Reply, Request};
+use crate::api::{Rehearsal, Reply, Request};
 use crate::config::{Config, OnStop};
 use crate::engine::compile::{Beside, Compiled};
 use crate::engine::process::Tail;
@@ -149,6 +149,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         retired: false,
         concluding: false,
         again: false,
+        rehearsal: None,
         config,
     };
     daemon.begin();
@@ -224,6 +225,8 @@ struct Daemon {
     concluding: bool,
     /// After that, the policies are to be loaded again.
     again: bool,
+    /// When a rehearsal ends.
+    rehearsal: Option<u64>,
 }
 
 impl Daemon {
@@ -534,7 +537,9 @@ impl Daemon {
         }
         if self.ticks.is_multiple_of(CANARY_TICKS) {
             self.tell_overdue(now.saturating_sub(OVERDUE));
-            self.release_canary(now);
+            if !self.rehearsing(now) {
+                self.release_canary(now);
+            }
         }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
     }
@@ -576,6 +581,26 @@ impl Daemon {
         }
     }
 
+    /// While it lasts the daemon's own canaries wait, so that every refusal that is counted is one of the rehearsal.
+    fn rehearse(&mut self, stage: Rehearsal) -> Reply {
+        let now = clock::boot_ns();
+        self.rehearsal = Some(if stage == Rehearsal::Over { now } else { now + canary::REHEARSAL });
+        match canary::rehearse(self.installer.kernel(), stage, now) {
+            Ok(()) => Reply::Caught(self.installer.caught()),
+            Err(error) => Reply::Error(format!("the addresses to be tried cannot be denied: {error}")),
+        }
+    }
+
+    /// True: a rehearsal goes on.
+    fn rehearsing(&mut self, now: u64) -> bool {
+        if self.rehearsal.is_some_and(|ends| ends <= now) {
+            self.rehearsal = None;
+            // Who began it may be gone without having ended it; what stays runs out by itself.
+            let _ = canary::rehearse(self.installer.kernel(), Rehearsal::Over, now);
+        }
+        self.rehearsal.is_some()
+    }
+
     fn tell_systemd(&self) {
         let line =
             report::headline(&self.enforcement, self.config.mode, self.policies.status().error.is_some());
@@ -588,6 +613,7 @@ impl Daemon {
             Request::Try { name, staged, seconds } => self.try_out(name, staged, seconds),
             Request::Keep => self.keep(),
             Request::Undo => self.undo(),
+            Request::Rehearse { stage } => self.rehearse(stage),
             request => report::reply(self, request),
         };
         // A client that left does not want its answer any more.

@@ -30,9 +30,12 @@ pub(super) fn reply(daemon: &Daemon, request: Request) -> Reply {
         Request::Explain { what } => explain(daemon, &what),
         Request::Trial => Reply::Trial(daemon.trial()),
         // The daemon's loop answers these itself.
-        Request::Events | Request::Reload | Request::Try { .. } | Request::Keep | Request::Undo => {
-            Reply::Error("this is not asked for here".into())
-        }
+        Request::Events
+        | Request::Reload
+        | Request::Try { .. }
+        | Request::Keep
+        | Request::Undo
+        | Request::Rehearse { .. } => Reply::Error("this is not asked for here".into()),
     }
 }
 
@@ -53,6 +56,7 @@ fn layer(hooks: Hooks) -> &'static str {
     match hooks {
         Hooks::Lsm => "lsm",
         Hooks::Cgroup => "cgroup",
+        Hooks::Both => "both",
     }
 }
 

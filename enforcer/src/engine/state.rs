@@ -498,13 +498,7 @@ fn until_nul(bytes: &[u8]) -> &[u8] {
 }
 
 fn layer_name(byte: u8) -> LayerName {
-    match Layer::from_wire(byte) {
-        Some(Layer::LsmConnect) | None => LayerName::LsmConnect,
-        Some(Layer::LsmSendmsg) => LayerName::LsmSendmsg,
-        Some(Layer::CgroupConnect) => LayerName::CgroupConnect,
-        Some(Layer::CgroupSendmsg) => LayerName::CgroupSendmsg,
-        Some(Layer::Egress) => LayerName::Egress,
-    }
+    Layer::from_wire(byte).unwrap_or(Layer::LsmConnect).into()
 }
 
 fn verdict_name(byte: u8) -> VerdictName {

@@ -1,5 +1,7 @@
 //! What all kinds of events have in common, for those who look at them without caring which kind it is.
 
+use enforcer_common::event::Layer;
+
 use super::record::{Connect, Event, LayerName, Process, VerdictName};
 
 /// Names that a shortened event keeps.
@@ -87,6 +89,18 @@ impl VerdictName {
             Self::Allow => "allow",
             Self::Deny => "deny",
             Self::Audit => "audit",
+        }
+    }
+}
+
+impl From<Layer> for LayerName {
+    fn from(layer: Layer) -> Self {
+        match layer {
+            Layer::LsmConnect => Self::LsmConnect,
+            Layer::LsmSendmsg => Self::LsmSendmsg,
+            Layer::CgroupConnect => Self::CgroupConnect,
+            Layer::CgroupSendmsg => Self::CgroupSendmsg,
+            Layer::Egress => Self::Egress,
         }
     }
 }

@@ -12,12 +12,26 @@ use enforcer_common::{Claim, Entry};
 
 use super::bpf::{BpfError, Kernel};
 use super::host::canonical;
+use crate::api::Rehearsal;
 
 /// Of class E (RFC 1112), which nobody serves, and of the discard-only prefix (RFC 6666).
 const CANARIES: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(240, 69, 78, 70)),
     IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0x656e, 0x666f, 0x7263, 0x6572)),
 ];
+
+/// What `enforcer coverage` tries to reach, and what it comes by on the way: served by nobody either.
+pub const TARGETS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(240, 69, 78, 71)),
+    IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0x656e, 0x666f, 0x7263, 0x6573)),
+];
+pub const ELSEWHERE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(240, 69, 78, 72)),
+    IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0x656e, 0x666f, 0x7263, 0x6574)),
+];
+
+/// How long they stay as they are, if nobody asks again.
+pub const REHEARSAL: BootNanos = 60_000_000_000;
 
 /// The discard port.
 const PORT: u16 = 9;
@@ -60,6 +74,25 @@ pub fn release_and_watch(kernel: &mut Kernel, now: BootNanos) -> Canary {
         let _ = kernel.remove_address(canonical(canary));
     }
     outcome.err().unwrap_or(Canary::Refused)
+}
+
+/// What becomes of `TARGETS` and `ELSEWHERE`, whatever the policies say.
+pub fn rehearse(kernel: &mut Kernel, stage: Rehearsal, now: BootNanos) -> Result<(), BpfError> {
+    let claim = Claim::new(CANARY_RULE, now.saturating_add(REHEARSAL));
+    let allow = Entry { allow: claim, ..Entry::NONE };
+    let deny = Entry { deny: claim, ..Entry::NONE };
+    let (targets, elsewhere) = match stage {
+        Rehearsal::Allowed => (Some(allow), Some(allow)),
+        Rehearsal::Denied => (Some(deny), Some(allow)),
+        Rehearsal::Over => (None, None),
+    };
+    let mut set = |addresses: [IpAddr; 2], entry: Option<Entry>| {
+        addresses.into_iter().map(canonical).try_for_each(|addr| match entry {
+            Some(entry) => kernel.put_address(addr, entry),
+            None => kernel.remove_address(addr),
+        })
+    };
+    set(TARGETS, targets).and_then(|()| set(ELSEWHERE, elsewhere))
 }
 
 /// Detaches everything and waits until it really is: the kernel drops links some time after their last pin.

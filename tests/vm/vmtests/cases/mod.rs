@@ -53,6 +53,7 @@ pub(crate) fn all() -> Vec<Test> {
             admin::tests(),
             backstop::tests(),
             exec::tests(),
+            ways::native(),
         ]
         .concat();
     }

@@ -37,6 +37,12 @@ impl Address {
         Self::new(SocketAddr::new(IpAddr::V6(mapped(address.ip())), address.port()))
     }
 
+    /// Cut off there, or with nothing behind it.
+    pub(super) fn with_length(mut self, length: usize) -> Self {
+        self.length = length.min(size_of::<libc::sockaddr_storage>()) as libc::socklen_t;
+        self
+    }
+
     /// The same bytes under another family.
     pub(super) fn with_family(mut self, family: libc::c_int) -> Self {
         self.storage.ss_family = family as libc::sa_family_t;
@@ -59,6 +65,15 @@ impl Address {
     pub(super) fn length(&self) -> libc::socklen_t {
         self.length
     }
+}
+
+/// `64:ff9b::a.b.c.d` (RFC 6052).
+pub(super) fn nat64(address: IpAddr) -> Ipv6Addr {
+    let [a, b] = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().segments().last_chunk().copied().unwrap_or_default(),
+        IpAddr::V6(v6) => v6.segments().last_chunk().copied().unwrap_or_default(),
+    };
+    Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, a, b)
 }
 
 fn mapped(address: IpAddr) -> Ipv6Addr {
@@ -114,12 +129,13 @@ pub(super) fn sendmsg(socket: &OwnedFd, data: &[u8], flags: libc::c_int, to: &Ad
     whole(checked(sent)?, data.len())
 }
 
-/// The data twice, in one call.
-pub(super) fn sendmmsg_twice(socket: &OwnedFd, data: &[u8], to: &Address) -> io::Result<()> {
-    let mut part = part(data);
-    let header = libc::mmsghdr { msg_hdr: message(&mut part, to), msg_len: 0 };
-    let mut messages = [header, header];
-    // SAFETY: both messages refer to data and address, which outlive the call; the kernel writes their lengths.
+/// Two messages in one call, each with where it goes.
+pub(super) fn sendmmsg(socket: &OwnedFd, what: [(&[u8], &Address); 2]) -> io::Result<()> {
+    let mut parts = what.map(|(data, _)| part(data));
+    let [first, second] = &mut parts;
+    let header = |part, to| libc::mmsghdr { msg_hdr: message(part, to), msg_len: 0 };
+    let mut messages = [header(first, what[0].1), header(second, what[1].1)];
+    // SAFETY: both messages refer to data and addresses, which outlive the call; the kernel writes their lengths.
     let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), 2, 0) };
     whole(checked(sent as isize)?, messages.len())
 }
@@ -176,10 +192,32 @@ pub(super) fn finish_connect(socket: &OwnedFd, patience_ms: libc::c_int) -> io::
     if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
-fn checked(result: isize) -> io::Result<isize> {
+/// A call on the socket that waits gives up after so long.
+pub(super) fn set_patience(socket: &OwnedFd, milliseconds: i64) -> io::Result<()> {
+    let time = libc::timeval { tv_sec: milliseconds / 1000, tv_usec: milliseconds % 1000 * 1000 };
+    let length = size_of_val(&time) as libc::socklen_t;
+    let option = libc::SO_SNDTIMEO;
+    // SAFETY: the value is valid for its length.
+    let done = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, ptr::from_ref(&time).cast(), length)
+    };
+    checked(done as isize).map(drop)
+}
+
+pub(super) fn listen(socket: &OwnedFd) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    checked(unsafe { libc::listen(socket.as_raw_fd(), 8) } as isize).map(drop)
+}
+
+pub(super) fn bind(socket: &OwnedFd, at: &Address) -> io::Result<()> {
+    // SAFETY: the address is valid for its length.
+    checked(unsafe { libc::bind(socket.as_raw_fd(), at.as_ptr(), at.length()) } as isize).map(drop)
+}
+
+pub(super) fn checked(result: isize) -> io::Result<isize> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn whole(sent: isize, wanted: usize) -> io::Result<()> {
+pub(super) fn whole(sent: isize, wanted: usize) -> io::Result<()> {
     if sent as usize == wanted { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
