@@ -181,6 +181,9 @@ pub struct Counters {
     /// Packets that no hook had refused, and that were refused on their way out.
     #[serde(default)]
     pub packets_refused: u64,
+    /// Connections that were open when their address became denied, and were ended.
+    #[serde(default)]
+    pub connections_killed: u64,
     /// Connects that the configuration ignores.
     pub ignored: u64,
     /// Connects that were counted as repeats of an event.

@@ -149,7 +149,11 @@ fn event(line: &str) -> Result<Event> {
 pub fn connect(event: &Event) -> Option<&Connect> {
     match event {
         Event::TcpConnect(connect) | Event::UdpConnect(connect) => Some(connect),
-        Event::SocketConnect(_) | Event::FlowBegin(_) | Event::RefusedBinding(_) | Event::Gap(_) => None,
+        Event::SocketConnect(_)
+        | Event::FlowBegin(_)
+        | Event::Killed(_)
+        | Event::RefusedBinding(_)
+        | Event::Gap(_) => None,
     }
 }
 

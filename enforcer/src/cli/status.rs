@@ -53,6 +53,7 @@ impl Display for Screen<'_> {
                 (counters.incomplete_events, "reports incomplete"),
                 (counters.faults, "let pass unread"),
                 (counters.packets_refused, "packets refused on their way out"),
+                (counters.connections_killed, "connections killed"),
             ])
         )?;
         writeln!(

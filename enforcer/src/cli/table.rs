@@ -186,7 +186,7 @@ pub(super) fn header(columns: &[Column], width: usize) -> String {
 
 /// One event.
 pub(super) fn row(columns: &[Column], width: usize, event: &Event) -> String {
-    if let Event::Gap(_) | Event::RefusedBinding(_) = event {
+    if let Event::Gap(_) | Event::RefusedBinding(_) | Event::Killed(_) = event {
         let line = text::line(event, text::Stamp::Time);
         return format!("{BAD}{}{BAD:#}", shorten(&line, width, false));
     }

@@ -40,6 +40,7 @@ pub struct Config {
     pub layer: LayerChoice,
     /// Packets are looked at when they leave, too.
     pub egress: bool,
+    pub established: Established,
     pub require_lsm: bool,
     pub ttl_floor: Duration,
     pub ttl_cap: Duration,
@@ -115,6 +116,13 @@ pub enum LayerChoice {
     Both,
 }
 
+/// What becomes of connections that were open when their address became denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Established {
+    Keep,
+    Kill,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnStop {
     Release,
@@ -142,6 +150,7 @@ impl Default for Config {
             default: DefaultVerdict::Allow,
             layer: LayerChoice::Auto,
             egress: true,
+            established: Established::Keep,
             require_lsm: false,
             ttl_floor: Duration::from_secs(60 * 60),
             ttl_cap: Duration::from_secs(24 * 60 * 60),

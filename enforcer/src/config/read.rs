@@ -11,7 +11,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, ConfigError, DefaultVerdict, EventKinds, EventVolume, LayerChoice, Metrics, Mode, OnStop,
+    Config, ConfigError, DefaultVerdict, Established, EventKinds, EventVolume, LayerChoice, Metrics, Mode,
+    OnStop,
 };
 
 /// The settings in `text`; `file` is its name for messages.
@@ -47,6 +48,7 @@ const KEYS: &[&str] = &[
     "default",
     "layer",
     "egress",
+    "established",
     "require_lsm",
     "ttl_floor",
     "ttl_cap",
@@ -84,6 +86,7 @@ impl Reader<'_> {
                 "default" => put(&mut config.default, self.choice(name, value, DEFAULTS)),
                 "layer" => put(&mut config.layer, self.choice(name, value, LAYERS)),
                 "egress" => put(&mut config.egress, self.boolean(name, value)),
+                "established" => put(&mut config.established, self.choice(name, value, ESTABLISHED)),
                 "require_lsm" => put(&mut config.require_lsm, self.boolean(name, value)),
                 "ttl_floor" => put(&mut config.ttl_floor, self.duration(name, value)),
                 "ttl_cap" => put(&mut config.ttl_cap, self.duration(name, value)),
@@ -316,6 +319,7 @@ const LAYERS: &[(&str, LayerChoice)] = &[
     ("cgroup", LayerChoice::Cgroup),
     ("both", LayerChoice::Both),
 ];
+const ESTABLISHED: &[(&str, Established)] = &[("keep", Established::Keep), ("kill", Established::Kill)];
 const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("audit", Mode::Audit)];
 const DEFAULTS: &[(&str, DefaultVerdict)] =
     &[("allow", DefaultVerdict::Allow), ("deny", DefaultVerdict::Deny)];
@@ -420,6 +424,7 @@ mod tests {
             events = "denied"
             layer = "lsm"
             require_lsm = true
+            established = "kill"
             ttl_floor = "90s"
             ttl_cap = "1h 30m"
             never_deny = ["10.0.0.53", "192.0.2.0/24", "2001:db8::/32"]
@@ -483,6 +488,7 @@ mod tests {
             ("never_deny = [1]", "never_deny is of type integer, a string is needed", ""),
             ("socket = \"here\"", "socket is \"here\", which is not an absolute path", "from /"),
             ("pin = \"/a\\u0000b\"", "not an absolute path", ""),
+            ("established = true", "established is of type boolean", r#"write "keep" or "kill""#),
             ("layer = \"cgroup\"\nrequire_lsm = true", "contradicts require_lsm", "remove one"),
             ("sink = 3", "sink is of type integer", "[[sink]]"),
             ("sink = [3]", "sink is of type integer", "[[sink]]"),

@@ -1,5 +1,6 @@
 //! Joins the engine to the world: one loop takes an input, asks the engine, carries out the effects.
 
+mod established;
 mod exec;
 mod installer;
 mod policies;
@@ -41,6 +42,7 @@ use crate::sys::sink::Sinks;
 use crate::sys::systemd::{self, Stop};
 use crate::sys::{clock, memory, policy_dir, routes};
 
+use established::Killer;
 pub use exec::{Destination, Outcome, exec};
 use installer::Installer;
 use policies::Policies;
@@ -101,7 +103,12 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     let sinks = Sinks::start(&config.sinks_or_default(crate::sys::log::connected_to_journal()))
         .map_err(DaemonError::Start)?;
     let (changes, lists) = policy_dir::watch(&config.policies).map_err(DaemonError::Watch)?;
-    let Started { kernel, ring, enforcement, cgroup } = start::start(&config)?;
+    let Started { kernel, ring, mut enforcement, cgroup } = start::start(&config)?;
+    let killer = Killer::new(&config).unwrap_or_else(|why| {
+        warn!("{why}");
+        enforcement.problems.push(why);
+        None
+    });
     // SAFETY: the ring owns its descriptor, and neither closes nor changes it before it is dropped.
     let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
         .map_err(|error| DaemonError::Io { what: "cannot wait for the ring", source: error.into() })?;
@@ -150,6 +157,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         concluding: false,
         again: false,
         rehearsal: None,
+        killer,
         config,
     };
     daemon.begin();
@@ -227,6 +235,7 @@ struct Daemon {
     again: bool,
     /// When a rehearsal ends.
     rehearsal: Option<u64>,
+    killer: Option<Killer>,
 }
 
 impl Daemon {
@@ -266,6 +275,7 @@ impl Daemon {
         let mut look_again = None;
         loop {
             self.settle(ring.get_mut());
+            self.kill();
             tokio::select! {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
@@ -339,6 +349,7 @@ impl Daemon {
         match Record::parse(bytes) {
             Some(Record::Answer(header, payload)) => {
                 let steps = self.state.answer(&header, payload);
+                self.note_denials(&steps);
                 self.installer.apply(steps, &mut self.state);
                 for event in self.state.refusals(clock::wall_time) {
                     self.emit(Arc::new(event), None);
@@ -487,6 +498,7 @@ impl Daemon {
         let steps = self.state.set_policy(compiled, clock::boot_ns());
         self.installer.apply(steps, &mut self.state);
         self.installer.remove_networks(&networks);
+        self.look_at_connections();
         // While the packet path still has the old tables it gives out the old seats.
         self.concluding = installed;
         let took = clock::boot_ns() - begin;
@@ -508,6 +520,7 @@ impl Daemon {
         let steps = self.state.conclude(clock::boot_ns());
         self.installer.apply(steps, &mut self.state);
         self.installer.conclude_networks(&networks);
+        self.look_at_connections();
         if std::mem::take(&mut self.again) {
             self.reload("again");
         }
@@ -530,12 +543,15 @@ impl Daemon {
         }
         self.end_trial(now);
         let steps = self.state.tick(now);
+        self.note_denials(&steps);
         self.installer.apply(steps, &mut self.state);
         self.tell_losses();
         if self.ticks.is_multiple_of(ROTATION_TICKS) {
             self.retired |= self.installer.rotate();
         }
         if self.ticks.is_multiple_of(CANARY_TICKS) {
+            // Exceptions run out without a word.
+            self.look_at_connections();
             self.tell_overdue(now.saturating_sub(OVERDUE));
             if !self.rehearsing(now) {
                 self.release_canary(now);
@@ -559,6 +575,7 @@ impl Daemon {
         }
         self.host = host;
         let steps = self.state.set_host(self.host.protected(), clock::boot_ns());
+        self.note_denials(&steps);
         self.installer.apply(steps, &mut self.state);
         self.protect();
         self.retired |= self.installer.rotate();

@@ -130,6 +130,7 @@ fn counters(daemon: &Daemon) -> Counters {
         uncopied_packets: count(Counter::FaultPacket),
         events: daemon.events,
         packets_refused: count(Counter::PacketsRefused),
+        connections_killed: daemon.killer.as_ref().map_or(0, |killer| killer.killed),
         ignored: count(Counter::Ignored),
         repeated: count(Counter::Repeated),
         unaggregated: count(Counter::Unaggregated),

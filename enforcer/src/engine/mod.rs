@@ -7,6 +7,7 @@ pub mod dns;
 pub mod explain;
 pub mod filter;
 pub mod format;
+pub mod killed;
 pub mod name;
 pub mod plan;
 pub mod policy;

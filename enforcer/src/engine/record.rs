@@ -28,6 +28,10 @@ pub enum Event {
     /// A name that a rule denies leads to an address that must never be denied: whoever owns the name may want this host to
     /// cut itself off. The address is not denied.
     RefusedBinding(RefusedBinding),
+    /// A connection that was open when its address became denied was ended. Only with `established = "kill"`. It is no connect:
+    /// `count` and `sequence` are 0. `pid` is 0 where nobody was found who holds it.
+    #[serde(rename = "connection_killed")]
+    Killed(Connect),
     /// Records were lost between the event before and the event after this one.
     Gap(Gap),
 }
@@ -290,6 +294,8 @@ pub enum LayerName {
     CgroupSendmsg,
     /// A packet that left although no other hook had refused it. Who sent it is not known: `pid` is 0.
     Egress,
+    /// No hook: a connection from before.
+    Established,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]

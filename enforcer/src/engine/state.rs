@@ -434,7 +434,7 @@ fn by_default(record: &ConnectRecord) -> Option<&'static str> {
     (record.rule == NO_RULE && record.verdict != Verdict::Allow as u8).then_some("default")
 }
 
-fn name_origin(origin: &Origin<'_>, now: BootNanos) -> NameOrigin {
+pub(super) fn name_origin(origin: &Origin<'_>, now: BootNanos) -> NameOrigin {
     let Binding { server, seen, ttl_until, .. } = origin.binding;
     NameOrigin {
         name: origin.name.to_string(),

@@ -15,6 +15,7 @@ impl Event {
             Self::UdpConnect(_) => "net_udp_connect",
             Self::SocketConnect(_) => "security_socket_connect",
             Self::FlowBegin(_) => "net_flow_tcp_begin",
+            Self::Killed(_) => "connection_killed",
             Self::RefusedBinding(_) => "refused_binding",
             Self::Gap(_) => "gap",
         }
@@ -23,7 +24,7 @@ impl Event {
     /// RFC 3339.
     pub fn time(&self) -> &str {
         match self {
-            Self::TcpConnect(connect) | Self::UdpConnect(connect) => &connect.time,
+            Self::TcpConnect(connect) | Self::UdpConnect(connect) | Self::Killed(connect) => &connect.time,
             Self::SocketConnect(connect) => &connect.time,
             Self::FlowBegin(flow) => &flow.time,
             Self::RefusedBinding(refused) => &refused.time,
@@ -36,7 +37,7 @@ impl Event {
     pub fn shortened(&self) -> Self {
         let mut event = self.clone();
         let process = match &mut event {
-            Self::TcpConnect(connect) | Self::UdpConnect(connect) => {
+            Self::TcpConnect(connect) | Self::UdpConnect(connect) | Self::Killed(connect) => {
                 connect.results.truncate(MANY);
                 connect.names.clear();
                 Some(&mut connect.process)
@@ -59,7 +60,7 @@ impl Event {
     /// not report refused bindings.
     pub fn count(&self) -> u64 {
         match self {
-            Self::TcpConnect(connect) | Self::UdpConnect(connect) => connect.count,
+            Self::TcpConnect(connect) | Self::UdpConnect(connect) | Self::Killed(connect) => connect.count,
             Self::SocketConnect(_) | Self::FlowBegin(_) => 1,
             Self::RefusedBinding(_) | Self::Gap(_) => 0,
         }
@@ -67,14 +68,16 @@ impl Event {
 
     pub fn connect(&self) -> Option<&Connect> {
         match self {
-            Self::TcpConnect(connect) | Self::UdpConnect(connect) => Some(connect),
+            Self::TcpConnect(connect) | Self::UdpConnect(connect) | Self::Killed(connect) => Some(connect),
             _ => None,
         }
     }
 
     pub fn process(&self) -> Option<&Process> {
         match self {
-            Self::TcpConnect(connect) | Self::UdpConnect(connect) => Some(&connect.process),
+            Self::TcpConnect(connect) | Self::UdpConnect(connect) | Self::Killed(connect) => {
+                Some(&connect.process)
+            }
             Self::SocketConnect(connect) => Some(&connect.process),
             Self::FlowBegin(flow) => flow.process.as_ref(),
             Self::RefusedBinding(_) | Self::Gap(_) => None,
@@ -114,6 +117,7 @@ impl LayerName {
             Self::CgroupConnect => "cgroup_connect",
             Self::CgroupSendmsg => "cgroup_sendmsg",
             Self::Egress => "egress",
+            Self::Established => "established",
         }
     }
 }

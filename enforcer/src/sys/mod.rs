@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod btf;
 pub mod canary;
 pub mod clock;
+pub mod connections;
 pub mod control;
 pub mod enclosure;
 pub mod host;

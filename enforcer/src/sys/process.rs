@@ -13,7 +13,7 @@ use enforcer_common::event::ConnectRecord;
 
 use super::accounts::Accounts;
 use crate::engine::process::{self, Tail};
-use crate::engine::record::printable;
+use crate::engine::record::{Process, printable};
 use crate::engine::state::Facts;
 
 /// Nanoseconds of one clock tick in `/proc/PID/stat` (USER_HZ is 100 on every architecture of Linux' ABI that
@@ -82,6 +82,34 @@ impl Processes {
             container_id,
             user: self.accounts.user(record.uid).map(str::to_owned),
             group: self.accounts.group(record.gid).map(str::to_owned),
+        }
+    }
+
+    /// Who holds a socket now, as far as it is found out. `uid`: of the socket.
+    pub fn holder(&mut self, pid: Option<u32>, uid: u32) -> Process {
+        let user = self.accounts.user(uid).map(str::to_owned);
+        let nobody = Process { uid, user, ..Process::default() };
+        let Some(pid) = pid else { return nobody };
+        let dir = PathBuf::from(format!("/proc/{pid}"));
+        let comm = fs::read(dir.join("comm")).unwrap_or_default();
+        let executable = fs::read_link(dir.join("exe")).ok();
+        let membership = fs::read(dir.join("cgroup")).unwrap_or_default();
+        let path = membership.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"0::"));
+        let cgroup = path.map(|path| Cgroup::new(printable(path)));
+        let gid = fs::metadata(&dir).map_or(0, |metadata| metadata.gid());
+        let (cgroup, unit, container_id) =
+            cgroup.map_or((None, None, None), |it| (Some(it.path), it.unit, it.container_id));
+        Process {
+            pid,
+            tid: pid,
+            comm: printable(comm.strip_suffix(b"\n").unwrap_or(&comm)),
+            executable: executable.map(|path| printable(path.as_os_str().as_encoded_bytes())),
+            gid,
+            group: self.accounts.group(gid).map(str::to_owned),
+            cgroup,
+            unit,
+            container_id,
+            ..nobody
         }
     }
 

@@ -1,22 +1,35 @@
-//! Where a process is connected to, as /proc has it.
+//! Where a process is connected to, and who holds a socket, as /proc has it.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const TABLES: [&str; 4] = ["tcp", "tcp6", "udp", "udp6"];
 
+/// Who holds these sockets: a process each, the first that is found.
+pub fn holders(inodes: &HashSet<u32>) -> HashMap<u32, u32> {
+    let mut holders = HashMap::new();
+    let Ok(processes) = fs::read_dir("/proc") else { return holders };
+    let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    for pid in pids {
+        if holders.len() == inodes.len() {
+            break;
+        }
+        // It may be gone meanwhile, or be somebody else's.
+        let Ok(held) = held(pid) else { continue };
+        for inode in held.into_iter().filter_map(|inode| u32::try_from(inode).ok()) {
+            if inodes.contains(&inode) {
+                holders.entry(inode).or_insert(pid);
+            }
+        }
+    }
+    holders
+}
+
 /// The far ends of a process' internet sockets.
 pub fn peers(pid: u32) -> io::Result<BTreeSet<IpAddr>> {
-    let mut own = HashSet::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
-        // It may be closed meanwhile.
-        let Ok(target) = fs::read_link(entry?.path()) else { continue };
-        let inode = target.to_string_lossy();
-        let inode = inode.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
-        own.extend(inode.and_then(|inode| inode.parse::<u64>().ok()));
-    }
+    let own = held(pid)?;
     let mut peers = BTreeSet::new();
     for table in TABLES {
         // A kernel without IPv6 has two of them.
@@ -24,6 +37,19 @@ pub fn peers(pid: u32) -> io::Result<BTreeSet<IpAddr>> {
         peers.extend(text.lines().skip(1).filter_map(|line| peer(line, &own)));
     }
     Ok(peers)
+}
+
+/// Inode numbers of the sockets that a process holds.
+fn held(pid: u32) -> io::Result<HashSet<u64>> {
+    let mut held = HashSet::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // It may be closed meanwhile.
+        let Ok(target) = fs::read_link(entry?.path()) else { continue };
+        let inode = target.to_string_lossy();
+        let inode = inode.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
+        held.extend(inode.and_then(|inode| inode.parse::<u64>().ok()));
+    }
+    Ok(held)
 }
 
 /// `sl local remote st queues timer retransmits uid timeout inode ...`

@@ -46,10 +46,21 @@ const ID: Kind = Kind::Number(u32::MAX as i64);
 const LARGE: Kind = Kind::Number(i64::MAX);
 const VERDICTS: Kind = Kind::Choice(&["allow", "deny", "audit"]);
 const DIRECTIONS: Kind = Kind::Choice(&["in", "out"]);
-const LAYERS: Kind =
-    Kind::Choice(&["lsm_connect", "lsm_sendmsg", "cgroup_connect", "cgroup_sendmsg", "egress"]);
-const EVENTS: Kind =
-    Kind::Choice(&["net_tcp_connect", "net_udp_connect", "security_socket_connect", "net_flow_tcp_begin"]);
+const LAYERS: Kind = Kind::Choice(&[
+    "lsm_connect",
+    "lsm_sendmsg",
+    "cgroup_connect",
+    "cgroup_sendmsg",
+    "egress",
+    "established",
+]);
+const EVENTS: Kind = Kind::Choice(&[
+    "net_tcp_connect",
+    "net_udp_connect",
+    "security_socket_connect",
+    "net_flow_tcp_begin",
+    "connection_killed",
+]);
 
 pub(super) const FIELDS: &[Field] = &[
     field("event", EVENTS, |event| Value::Text(event.kind())),

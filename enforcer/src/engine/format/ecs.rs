@@ -20,6 +20,13 @@ pub(super) fn event(event: &Event, host: &str) -> Value {
     });
     match event {
         Event::TcpConnect(connect) | Event::UdpConnect(connect) => merge(&mut out, connect_fields(connect)),
+        Event::Killed(connect) => {
+            merge(&mut out, connect_fields(connect));
+            merge(
+                &mut out,
+                json!({ "event": { "type": ["connection", "end", "denied"], "outcome": "success" } }),
+            );
+        }
         Event::SocketConnect(connect) => merge(&mut out, socket_fields(connect)),
         Event::FlowBegin(flow) => merge(&mut out, flow_fields(flow)),
         Event::RefusedBinding(refused) => merge(&mut out, refused_fields(refused)),

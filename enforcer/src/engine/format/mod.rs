@@ -138,6 +138,18 @@ pub(crate) mod samples {
         }
     }
 
+    pub(crate) fn killed() -> Connect {
+        Connect {
+            sequence: 0,
+            src_ip: Some(IpAddr::from([192, 0, 2, 1])),
+            src_port: 40000,
+            layer: LayerName::Established,
+            errno: None,
+            count: 0,
+            ..connect()
+        }
+    }
+
     pub(crate) fn gap() -> Gap {
         Gap { time: connect().time, lost_events: 7, lost_answers: 2 }
     }
@@ -188,6 +200,7 @@ pub(crate) mod samples {
             Event::SocketConnect(socket()),
             Event::FlowBegin(flow()),
             Event::FlowBegin(FlowBegin { process: None, ..flow() }),
+            Event::Killed(killed()),
             Event::RefusedBinding(refused()),
             Event::Gap(gap()),
         ]
@@ -196,7 +209,7 @@ pub(crate) mod samples {
     /// Each text of an event is anything at all.
     pub(crate) fn hostile() -> impl Strategy<Value = Event> {
         let text = "(.|[\\x00-\\x1f\\x7f-\\x9f\u{202e}\u{2028}\"'<>&\\\\]){0,12}";
-        (0..7_usize, proptest::collection::vec(text, 12), any::<u16>(), any::<u64>()).prop_map(
+        (0..8_usize, proptest::collection::vec(text, 12), any::<u16>(), any::<u64>()).prop_map(
             |(kind, texts, port, number)| {
                 let text = |n: usize| texts[n].clone();
                 let process = Process {
@@ -238,6 +251,7 @@ pub(crate) mod samples {
                         rule: Some(text(9)),
                         ..refused()
                     }),
+                    6 => Event::Killed(connect),
                     _ => Event::Gap(Gap { time: text(8), lost_events: number, lost_answers: number }),
                 }
             },

@@ -23,6 +23,7 @@ pub enum Stamp {
 pub fn line(event: &Event, stamp: Stamp) -> String {
     let (time, body) = match event {
         Event::TcpConnect(connect) | Event::UdpConnect(connect) => (&connect.time, connect_text(connect)),
+        Event::Killed(connect) => (&connect.time, killed_text(connect)),
         Event::SocketConnect(connect) => (&connect.time, socket_text(connect)),
         Event::FlowBegin(flow) => (&flow.time, flow_text(flow)),
         Event::RefusedBinding(refused) => (&refused.time, refused_text(refused)),
@@ -47,20 +48,29 @@ pub fn verdict(verdict: VerdictName) -> &'static str {
 }
 
 fn connect_text(connect: &Connect) -> String {
+    let mut text = told(verdict(connect.verdict), connect);
+    if connect.count != 1 {
+        let _ = write!(text, "  repeated {} times", connect.count); // into a String: cannot fail
+    }
+    text
+}
+
+fn killed_text(connect: &Connect) -> String {
+    told("KILLED", connect)
+}
+
+fn told(what: &str, connect: &Connect) -> String {
     let destination = SocketAddr::new(connect.dst_ip, connect.dst_port).to_string();
     let names: Vec<_> = connect.results.iter().map(|name| word(name)).collect();
     let names = if names.is_empty() { "-".to_owned() } else { names.join(" < ") };
     let mut text = format!(
         "{:<5}  {:<4} {destination:<22} {names:<32}  {}",
-        verdict(connect.verdict),
+        what,
         word(&connect.protocol),
         process_text(&connect.process)
     );
     if let Some(rule) = &connect.rule {
         let _ = write!(text, "  rule {}", word(rule)); // into a String: cannot fail
-    }
-    if connect.count != 1 {
-        let _ = write!(text, "  repeated {} times", connect.count);
     }
     text
 }

@@ -14,7 +14,9 @@ use crate::engine::record::{
 
 pub(super) fn event(event: &Event, host: &str) -> Value {
     let arguments = match event {
-        Event::TcpConnect(connect) | Event::UdpConnect(connect) => connect_arguments(connect),
+        Event::TcpConnect(connect) | Event::UdpConnect(connect) | Event::Killed(connect) => {
+            connect_arguments(connect)
+        }
         Event::SocketConnect(connect) => socket_arguments(connect),
         Event::FlowBegin(flow) => flow_arguments(flow),
         Event::RefusedBinding(refused) => refused_arguments(refused),
@@ -48,7 +50,7 @@ pub(super) fn event(event: &Event, host: &str) -> Value {
         "matchedPolicies": [event.connect().and_then(|connect| connect.rule.as_deref()).unwrap_or("")],
         "argsNum": arguments.len(),
         "returnValue": event.connect().map_or(0, |connect| -i32::from(connect.errno.unwrap_or(0))),
-        "syscall": if event.process().is_none() || matches!(event, Event::FlowBegin(_)) { "" } else { "connect" },
+        "syscall": syscall(event),
         "stackAddresses": null,
         "contextFlags": { "containerStarted": !container.is_empty(), "isCompat": false },
         "threadEntityId": 0,
@@ -64,9 +66,17 @@ pub(super) fn event(event: &Event, host: &str) -> Value {
     })
 }
 
+fn syscall(event: &Event) -> &'static str {
+    match event {
+        Event::TcpConnect(_) | Event::UdpConnect(_) | Event::SocketConnect(_) => "connect",
+        Event::FlowBegin(_) | Event::Killed(_) | Event::RefusedBinding(_) | Event::Gap(_) => "",
+    }
+}
+
 fn name(event: &Event) -> &'static str {
     match event {
         Event::RefusedBinding(_) => "enforcer_refused_binding",
+        Event::Killed(_) => "enforcer_connection_killed",
         Event::Gap(_) => "enforcer_gap",
         other => other.kind(),
     }

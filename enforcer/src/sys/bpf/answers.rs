@@ -18,7 +18,7 @@ use enforcer_common::{Addr, Entry};
 use super::double::{
     self, ANSWERED, AUTOMATA, Answered, Automata, DOMAINS, Domains, FILTER, Filter, NAMES, Names,
 };
-use super::{BpfError, Wire, gone, take};
+use super::{BpfError, Wire, found, gone, take};
 use crate::engine::compile::Network;
 use crate::engine::tables::Tables;
 
@@ -130,6 +130,13 @@ impl Answers {
         let [mut all, other] = [entries(&self.halves[0])?, entries(&self.halves[1])?];
         all.extend(other);
         Ok(all)
+    }
+
+    /// What was entered about one address and not discarded.
+    pub fn about(&self, addr: Addr) -> Result<Vec<Entry>, BpfError> {
+        let entry = |half: &Answered| found(half.get(&addr.octets(), 0)).map_err(error(ANSWERED));
+        let all = [entry(&self.halves[0])?, entry(&self.halves[1])?];
+        Ok(all.into_iter().flatten().map(|Wire(entry)| entry).collect())
     }
 
     /// Addresses that no answer may deny. What is protected by both the old and the new set always is.

@@ -24,7 +24,8 @@ use enforcer_common::counter::{CAUGHT_AT, COUNTERS, Counter, DOUBTS_AT, OUTCOMES
 use enforcer_common::event::{ConnectRecord, Layer};
 use enforcer_common::kernel::{Control, Offsets, Settings};
 use enforcer_common::name::Header;
-use enforcer_common::{Addr, Entry, limits};
+use enforcer_common::verdict::BootNanos;
+use enforcer_common::{Addr, Decision, Entry, Said, limits};
 
 pub use answers::Answers;
 use answers::{ASKED, CONTROL, HEADERS, HOST, NEVER_DENY, OPENED, TRUSTED};
@@ -226,6 +227,25 @@ impl Kernel {
                 .map_err(|source| BpfError::Map { map: ADDRESSES, source })
         };
         self.addresses.iter().map(read).collect()
+    }
+
+    /// What a connect to the address comes to now, whoever makes it: what the kernel side says of it for all, in the same
+    /// order. Nothing, where a conditional rule may have a say.
+    pub fn decides_for_all(&self, addr: Addr, now: BootNanos) -> Result<Decision, BpfError> {
+        let key = addr.octets();
+        let failed = |map| move |source| BpfError::Map { map, source };
+        let own = found(self.addresses.get(&key, 0)).map_err(failed(ADDRESSES))?;
+        let around = found(self.networks.get(&Key::new(128, key), 0)).map_err(failed(NETWORKS))?;
+        let answered = self.answers.about(addr)?;
+        let (own, around) = (own.map(|Wire(entry)| entry), around.map(|Wire(entry)| entry));
+        let mut said = Said::NOTHING;
+        for entry in own.iter().chain(&answered).chain(&around) {
+            if entry.conditional.holds(now) {
+                return Ok(Decision::DEFAULT);
+            }
+            said.hear(entry, now);
+        }
+        Ok(said.decide())
     }
 
     pub fn put_network(&mut self, network: Network, entry: Entry) -> Result<(), BpfError> {
@@ -545,6 +565,18 @@ fn remove_other_versions(base: &Path) {
         if let Err(error) = fs::remove_dir_all(entry.path()) {
             tracing::warn!(path = %entry.path().display(), %error, "cannot remove another version's pins");
         }
+    }
+}
+
+/// What is not in a map is no error.
+fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -94,6 +94,8 @@ impl Out<'_> {
         self.counter("lost_answers", "DNS answers that the full ring could not take", counters.lost_answers)?;
         let help = "Packets refused on their way out, which no hook had refused";
         self.counter("packets_refused", help, counters.packets_refused)?;
+        let help = "Connections ended, which were open when their address became denied";
+        self.counter("connections_killed", help, counters.connections_killed)?;
         self.counter(
             "faults",
             "Connects that passed because their address could not be read",
@@ -243,7 +245,7 @@ mod tests {
             "enforcer_dns_late_total{reason=\"segmented\"} 4",
             "enforcer_dns_unbelieved_total{reason=\"unasked\"} 5",
             "enforcer_sink_lost_total{sink=\"json \\\"x\\\\\\n\"} 5",
-            "enforcer_handling_seconds_bucket{le=\"0.00001\"} 7",
+            "enforcer_handling_seconds_bucket{le=\"0.00001\"} 8",
             "enforcer_reload_seconds_count 1",
             "enforcer_enforcing 0",
             "# EOF",

@@ -4,6 +4,7 @@ mod admin;
 mod backstop;
 mod clients;
 mod defaults;
+mod established;
 mod events;
 mod exec;
 pub(crate) mod facts;
@@ -54,6 +55,7 @@ pub(crate) fn all() -> Vec<Test> {
             backstop::tests(),
             exec::tests(),
             ways::native(),
+            established::tests(),
         ]
         .concat();
     }
@@ -81,6 +83,7 @@ pub(crate) fn all() -> Vec<Test> {
         forgery::tests(),
         protected::tests(),
         backstop::tests(),
+        established::tests(),
     ]
     .concat()
 }
