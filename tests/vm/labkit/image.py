@@ -1,5 +1,6 @@
 """The one root file system: a small Debian with systemd, and the real clients and servers of the tests."""
 
+import os
 import shutil
 
 from .apt import RELEASE, source_lines
@@ -31,21 +32,26 @@ rm -rf var/cache/apt var/lib/apt/lists
 : > etc/machine-id
 """
 SIZE = "1536M"  # sparse: the guest writes to an overlay, so this is its room
+# With LAB_BROWSER in the environment: an image of its own.
+BROWSER = ["chromium", "chromium-driver"]
+BROWSER_SIZE = "3G"
 
 
 def root_image():
     """The image's path; built when the recipe changed."""
-    recipe = digest(RELEASE, PACKAGES, EXCLUDED, CUSTOMIZE, SIZE)
-    image = CACHE / "image" / f"root-{recipe}.ext4"
+    browser = "LAB_BROWSER" in os.environ
+    name, packages, size = ("browser", PACKAGES + BROWSER, BROWSER_SIZE) if browser else ("root", PACKAGES, SIZE)
+    recipe = digest(RELEASE, packages, EXCLUDED, CUSTOMIZE, size)
+    image = CACHE / "image" / f"{name}-{recipe}.ext4"
     if not image.exists():
-        build(image)
-        for old in image.parent.glob("root-*.ext4"):
+        build(image, packages, size)
+        for old in image.parent.glob(f"{name}-*.ext4"):
             if old != image:
                 old.unlink()
     return image
 
 
-def build(image):
+def build(image, packages, size):
     if shutil.which("mmdebstrap") is None:
         raise LabError("mmdebstrap is not installed: run scripts/setup")
     say("root image: building (once; about a minute) …")
@@ -55,7 +61,7 @@ def build(image):
         (work / "customize").write_text(CUSTOMIZE)
         suites = (RELEASE, f"{RELEASE}-security")
         run([
-            "mmdebstrap", "--variant=essential", f"--include={','.join(PACKAGES)}",
+            "mmdebstrap", "--variant=essential", f"--include={','.join(packages)}",
             *[f"--dpkgopt=path-exclude={path}" for path in EXCLUDED],
             f"--customize-hook=sh {work / 'customize'} \"$1\"",
             RELEASE, tarball, *source_lines(suites),
@@ -63,6 +69,6 @@ def build(image):
         tree.mkdir()
         # One process: what fakeroot knows about owners ends with it.
         script = 'tar -xf "$1" -C "$2" --exclude=./dev/* && mke2fs -q -t ext4 -O ^has_journal -m 0 -L root -d "$2" "$3" "$4"'
-        run(as_root(["sh", "-c", script, "sh", tarball, tree, unfinished, SIZE]))
+        run(as_root(["sh", "-c", script, "sh", tarball, tree, unfinished, size]))
         unfinished.rename(image)
     say(f"root image: {image.name} ready")

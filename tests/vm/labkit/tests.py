@@ -29,7 +29,7 @@ WITHOUT_BPF = "lsm=landlock,yama lab.without_bpf"
 # Not a series: the kernel that this machine runs.
 NATIVE = "native"
 # What the tests look at in their environment, if it is set here: see tests/vm/README.md.
-PASSED_ON = ("RACE_TRIES",)
+PASSED_ON = ("RACE_TRIES", "LAB_BROWSER")
 # On each of two paths: 20,000 times a denied name in all, and every tenth is innocent.
 FULL_RACE = "11250"
 

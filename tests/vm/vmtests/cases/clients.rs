@@ -43,6 +43,15 @@ fn curl() -> Result<()> {
     ensure!(good.status.success() && good.stdout == b"ok\n", "{good:?}");
     let bad = get(BAD)?;
     ensure!(bad.status.code() == Some(7), "curl's exit code for a refused connect is 7: {bad:?}");
+    let http2 = |name: &str| {
+        let url = format!("http://{name}:{}/", server.port());
+        Command::new("curl").args(["-sS", "-4", "--http2-prior-knowledge", "--max-time", "10", &url]).output()
+    };
+    let bad = http2(BAD)?;
+    ensure!(bad.status.code() == Some(7), "{bad:?}");
+    // The server knows nothing of it, but it is reached.
+    http2(GOOD)?;
+    server.received("PRI * HTTP/2.0")?;
     let event =
         setup.event("curl's connect", |event| event.dst_ip == BAD_V4 && event.process.comm == "curl")?;
     ensure!(event.results == [BAD] && event.protocol == "tcp", "{event:?}");

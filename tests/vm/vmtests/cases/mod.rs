@@ -2,6 +2,7 @@
 
 mod admin;
 mod backstop;
+mod browser;
 mod clients;
 mod defaults;
 mod established;
@@ -56,6 +57,7 @@ pub(crate) fn all() -> Vec<Test> {
             exec::tests(),
             ways::native(),
             established::tests(),
+            browser::tests(),
         ]
         .concat();
     }
@@ -84,6 +86,7 @@ pub(crate) fn all() -> Vec<Test> {
         protected::tests(),
         backstop::tests(),
         established::tests(),
+        browser::tests(),
     ]
     .concat()
 }

@@ -27,6 +27,7 @@ pub(crate) fn native() -> Vec<Test> {
     vec![
         test("every_way_is_refused_by_cgroup_hooks", by_cgroup),
         test("coverage_finds_what_nobody_looks_at", holes),
+        test("coverage_works_whatever_the_default_and_the_mode", whatever),
     ]
 }
 
@@ -126,6 +127,19 @@ fn coverage(setup: &Setup, complete: bool) -> Result<Vec<Row>> {
     let code = output.status.code();
     ensure!(code == Some(if complete { 0 } else { 1 }), "{output:?}");
     serde_json::from_slice(&output.stdout).context("the rows")
+}
+
+/// What is tried is let through and refused, whatever becomes of the rest.
+fn whatever() -> Result<()> {
+    for settings in ["default = \"deny\"", "mode = \"audit\"\nevents = \"none\""] {
+        let setup = Setup::new(&format!("layer = \"cgroup\"\n{settings}"))?;
+        let daemon = setup.start()?;
+        let rows = coverage(&setup, true)?;
+        let refused = rows.iter().filter(|row| row.verdict == "refused").count();
+        ensure!(refused > 30, "{settings}: {refused} refused");
+        daemon.stop()?;
+    }
+    Ok(())
 }
 
 /// What gets through is said to.
