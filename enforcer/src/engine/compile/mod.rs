@@ -656,6 +656,8 @@ mod tests {
         assert_eq!(compiled.networks().len(), 2, "{:?}", compiled.networks());
         assert_eq!(compiled.network_claim(addr("192.0.2.1")), Some(Entry::NONE));
         assert_ne!(compiled.network_claim(addr("2001:db8::1")), Some(Entry::NONE));
+        assert_ne!(compiled.network_claim(addr("2002:c000:201::1")), Some(Entry::NONE));
+        assert_eq!(compiled.network_claim(addr("64:ff9b::192.0.2.1")), Some(Entry::NONE), "it is IPv4");
     }
 
     #[test]
