@@ -3,6 +3,8 @@
 //! IPv4 `a.b.c.d`, IPv4-mapped `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2) and the NAT64 well-known prefix
 //! `64:ff9b::a.b.c.d` (RFC 6052, 2.1) lead to the same host, so they are the same key.
 
+use core::net::IpAddr;
+
 /// A canonical destination address. IPv4 is kept as its IPv4-mapped IPv6 form.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +70,16 @@ impl Addr {
                 let zeros = matches!(o, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, _]);
                 (zeros && o[15] <= 1) || (o[0] == 0xfe && o[1] & 0xc0 == 0x80) || o[0] == 0xff
             }
+        }
+    }
+}
+
+impl From<IpAddr> for Addr {
+    #[inline]
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(v4) => Self::from_v4(v4.octets()),
+            IpAddr::V6(v6) => Self::from_v6(v6.octets()),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `established = "kill"`: ends connections that were open when their addresses became denied.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use crate::engine::killed::Ends;
 use crate::engine::plan::Step;
 use crate::sys::bpf::Kernel;
 use crate::sys::connections::{Connection, Connections, TCP};
-use crate::sys::host::canonical;
 use crate::sys::log::RateLimit;
 use crate::sys::{clock, sockets};
 
@@ -113,8 +113,8 @@ impl Daemon {
 impl Killer {
     fn end(&mut self, kernel: &Kernel, now: u64) -> Result<Vec<(Connection, RuleId)>, String> {
         let mut known: HashMap<_, Option<RuleId>> = HashMap::new();
-        let mut refused_by = |ip| {
-            let ask = || match kernel.decides_for_all(canonical(ip), now) {
+        let mut refused_by = |ip: IpAddr| {
+            let ask = || match kernel.decides_for_all(ip.into(), now) {
                 Ok(Decision { verdict: Verdict::Deny, rule }) => Some(rule),
                 Ok(_) => None,
                 Err(error) => {

@@ -166,7 +166,7 @@ impl Known<'_> {
     }
 
     fn address(&self, ip: IpAddr) -> Explanation {
-        let addr = canonical(ip);
+        let addr = Addr::from(ip);
         let network = self.compiled.network_claim(addr);
         let around = self.compiled.networks().iter().filter(|(network, _)| network.contains(addr));
         let around = around.max_by_key(|(network, _)| network.prefix);
@@ -289,13 +289,6 @@ fn decide(entry: Option<&Entry>, network: Option<&Entry>, now: BootNanos) -> Dec
     let mut said = Said::NOTHING;
     entry.into_iter().chain(network).for_each(|entry| said.hear(entry, now));
     said.decide()
-}
-
-fn canonical(ip: IpAddr) -> Addr {
-    match ip {
-        IpAddr::V4(v4) => Addr::from_v4(v4.octets()),
-        IpAddr::V6(v6) => Addr::from_v6(v6.octets()),
-    }
 }
 
 fn claims(entry: Entry) -> Claims {

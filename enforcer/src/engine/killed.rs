@@ -1,6 +1,6 @@
 //! The event for a connection that was open when its address became denied, and was ended.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use enforcer_common::verdict::BootNanos;
 use enforcer_common::{Addr, RuleId};
@@ -19,10 +19,7 @@ pub struct Ends {
 impl State {
     /// `time`: RFC 3339.
     pub fn killed(&self, ends: Ends, rule: RuleId, process: Process, now: BootNanos, time: String) -> Event {
-        let addr = match ends.peer.ip() {
-            IpAddr::V4(v4) => Addr::from_v4(v4.octets()),
-            IpAddr::V6(v6) => Addr::from_v6(v6.octets()),
-        };
+        let addr = Addr::from(ends.peer.ip());
         let names: Vec<NameOrigin> =
             self.table().origins(addr, now).map(|origin| name_origin(&origin, now)).collect();
         let (socket_type, protocol) = if ends.is_tcp { ("stream", "tcp") } else { ("dgram", "udp") };

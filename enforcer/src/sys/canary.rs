@@ -8,10 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use enforcer_common::verdict::{BootNanos, CANARY_RULE};
-use enforcer_common::{Claim, Entry};
+use enforcer_common::{Addr, Claim, Entry};
 
 use super::bpf::{BpfError, Kernel};
-use super::host::canonical;
 use crate::api::Rehearsal;
 
 /// Of class E (RFC 1112), which nobody serves, and of the discard-only prefix (RFC 6666).
@@ -71,7 +70,7 @@ pub fn release_and_watch(kernel: &mut Kernel, now: BootNanos) -> Canary {
         put(kernel, entry).map_err(|error| Canary::Failed(error.to_string())).and_then(|()| try_all());
     for canary in CANARIES {
         // An entry that stays runs out by itself.
-        let _ = kernel.remove_address(canonical(canary));
+        let _ = kernel.remove_address(Addr::from(canary));
     }
     outcome.err().unwrap_or(Canary::Refused)
 }
@@ -87,7 +86,7 @@ pub fn rehearse(kernel: &mut Kernel, stage: Rehearsal, now: BootNanos) -> Result
         Rehearsal::Over => (None, None),
     };
     let mut set = |addresses: [IpAddr; 2], entry: Option<Entry>| {
-        addresses.into_iter().map(canonical).try_for_each(|addr| match entry {
+        addresses.into_iter().map(Addr::from).try_for_each(|addr| match entry {
             Some(entry) => kernel.put_address(addr, entry),
             None => kernel.remove_address(addr),
         })
@@ -112,7 +111,7 @@ pub fn release_kernel(mut kernel: Kernel, now: BootNanos) -> Result<(), BpfError
 }
 
 fn put(kernel: &mut Kernel, entry: Entry) -> Result<(), BpfError> {
-    CANARIES.into_iter().try_for_each(|canary| kernel.put_address(canonical(canary), entry))
+    CANARIES.into_iter().try_for_each(|canary| kernel.put_address(Addr::from(canary), entry))
 }
 
 /// `Err`: anything but a refusal.

@@ -123,15 +123,8 @@ fn resolvers(text: &str) -> impl Iterator<Item = Addr> {
         let (Some("nameserver"), Some(address)) = (words.next(), words.next()) else { return None };
         // A link-local address carries its interface: fe80::1%eth0.
         let address = address.split('%').next()?;
-        Some(canonical(address.parse().ok()?))
+        Some(Addr::from(address.parse::<IpAddr>().ok()?))
     })
-}
-
-pub fn canonical(ip: IpAddr) -> Addr {
-    match ip {
-        IpAddr::V4(v4) => Addr::from_v4(v4.octets()),
-        IpAddr::V6(v6) => Addr::from_v6(v6.octets()),
-    }
 }
 
 #[cfg(test)]
@@ -159,7 +152,7 @@ mod tests {
              20010db8000000000000000000000000 40 {zeros} 00 {zeros} 00000100 00000001 00000000 00000001 eth0\n"
         );
         let found: Vec<Addr> = v6.lines().filter_map(gateway_v6).collect();
-        assert_eq!(found, [canonical("fe80::1".parse().unwrap())]);
+        assert_eq!(found, [Addr::from("fe80::1".parse::<IpAddr>().unwrap())]);
     }
 
     #[test]
@@ -175,7 +168,8 @@ mod tests {
         let text = "# comment\nnameserver 192.0.2.53\n\tnameserver\t2001:db8::53 # why\nnameserver fe80::1%eth0\n\
                     options edns0\nnameserver\nnameserver nonsense\nsearch nameserver.example\n";
         let found: Vec<Addr> = resolvers(text).collect();
-        let want = ["192.0.2.53", "2001:db8::53", "fe80::1"].map(|ip| canonical(ip.parse().unwrap()));
+        let want =
+            ["192.0.2.53", "2001:db8::53", "fe80::1"].map(|ip| Addr::from(ip.parse::<IpAddr>().unwrap()));
         assert_eq!(found, want);
     }
 }

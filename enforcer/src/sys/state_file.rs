@@ -12,12 +12,12 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use enforcer_common::Addr;
 use enforcer_common::limits::CNAME_CHAIN;
 use enforcer_common::verdict::BootNanos;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use super::host::canonical;
 use crate::engine::name::Name;
 use crate::engine::state::Remembered;
 
@@ -92,7 +92,7 @@ fn remember(entry: &Entry, wall: u64, boot: BootNanos) -> Result<Remembered, Str
     let names = entry.names.iter().map(|name| Name::from_text(name).map_err(|error| error.to_string()));
     let chain: Arc<[Name]> = names.collect::<Result<_, _>>()?;
     let left = entry.until.saturating_sub(wall).saturating_mul(SECOND);
-    Ok(Remembered { chain, addr: canonical(entry.address), until: boot.saturating_add(left) })
+    Ok(Remembered { chain, addr: Addr::from(entry.address), until: boot.saturating_add(left) })
 }
 
 fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
@@ -158,7 +158,6 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    use enforcer_common::Addr;
     use proptest::prelude::*;
 
     use super::*;
@@ -168,7 +167,7 @@ mod tests {
     fn binding(names: &[&str], address: &str, seconds: u64) -> Remembered {
         Remembered {
             chain: names.iter().map(|name| Name::from_text(name).unwrap()).collect(),
-            addr: canonical(address.parse().unwrap()),
+            addr: Addr::from(address.parse::<IpAddr>().unwrap()),
             until: NOW.boot + seconds * SECOND,
         }
     }

@@ -474,10 +474,7 @@ mod tests {
     }
 
     fn addr(text: &str) -> Addr {
-        match text.parse().unwrap() {
-            IpAddr::V4(v4) => Addr::from_v4(v4.octets()),
-            IpAddr::V6(v6) => Addr::from_v6(v6.octets()),
-        }
+        text.parse::<IpAddr>().unwrap().into()
     }
 
     /// What DESIGN's table of patterns says, in the shortest code that says it.
