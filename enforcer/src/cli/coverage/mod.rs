@@ -3,6 +3,7 @@
 mod row;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub(super) struct Args {
 const POLL: Duration = Duration::from_millis(10);
 const POLLS: u32 = 100;
 
+/// Sends these bytes there, or where its socket is connected to already.
+type Attempt = dyn Fn(SocketAddr, &[u8]) -> std::io::Result<()>;
 type Caught = BTreeMap<LayerName, u64>;
 
 pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
@@ -76,31 +79,18 @@ impl Trial {
             Ok(target) => target,
             Err(error) => return Ok(Row::absent(way, &error)),
         };
-        let (before, allowed) = match way.course {
-            Course::Call(attempt) | Course::Apart(attempt) => {
-                let allowed = self.tried(way, &target, None, |to, token| attempt(to.address(), token))?;
-                (None, allowed)
-            }
+        let attempt: Box<Attempt> = match way.course {
+            Course::Call(attempt) | Course::Apart(attempt) => Box::new(attempt),
             Course::Opened(open, send) => match open(target.address()) {
-                Ok(socket) => {
-                    let allowed = self.tried(way, &target, None, |_, token| send(&socket, token))?;
-                    (Some(socket), allowed)
-                }
+                Ok(socket) => Box::new(move |_, token| send(&socket, token)),
                 Err(error) => return Ok(Row::absent(way, &error)),
             },
         };
+        let allowed = self.tried(way, &target, None, &attempt)?;
         // So that a late packet of what was allowed is not taken for one of what is denied.
         let fresh = self.world.target(way.target()).map_err(broken)?;
-        let before_denied = self.stage(Rehearsal::Denied)?;
-        let denied = match (way.course, before) {
-            (Course::Opened(_, send), Some(socket)) => {
-                self.tried(way, &fresh, Some(&before_denied), |_, token| send(&socket, token))?
-            }
-            (Course::Call(attempt) | Course::Apart(attempt), _) => {
-                self.tried(way, &fresh, Some(&before_denied), |to, token| attempt(to.address(), token))?
-            }
-            (Course::Opened(..), None) => unreachable!("was opened above"),
-        };
+        let before = self.stage(Rehearsal::Denied)?;
+        let denied = self.tried(way, &fresh, Some(&before), &attempt)?;
         Ok(Row::new(way, allowed, denied))
     }
 
@@ -110,11 +100,11 @@ impl Trial {
         way: &Way,
         target: &Target,
         before: Option<&Caught>,
-        attempt: impl FnOnce(&Target, &[u8]) -> std::io::Result<()>,
+        attempt: &Attempt,
     ) -> Result<Tried, Failure> {
         self.tokens += 1;
         let token = format!("<enforcer-coverage-{}>", self.tokens);
-        let result = attempt(target, token.as_bytes());
+        let result = attempt(target.address(), token.as_bytes());
         let apart = matches!(way.course, Course::Apart(_)) && result.is_ok();
         let mut tried = Tried { error: result.err(), left: apart, caught: Vec::new() };
         for poll in 0..POLLS {

@@ -5,6 +5,9 @@ use std::mem;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::time::Duration;
+
+use rustix::net::sockopt;
 
 /// A socket address as the kernel reads it, whatever its family claims to be.
 #[derive(Clone, Copy)]
@@ -106,6 +109,11 @@ pub(super) fn send(socket: &OwnedFd, data: &[u8]) -> io::Result<()> {
     whole(checked(sent)?, data.len())
 }
 
+pub(super) fn connect_and_send(socket: &OwnedFd, to: &Address, data: &[u8]) -> io::Result<()> {
+    connect(socket, to)?;
+    send(socket, data)
+}
+
 pub(super) fn sendto(socket: &OwnedFd, data: &[u8], flags: libc::c_int, to: &Address) -> io::Result<()> {
     // SAFETY: data and address are valid for their lengths.
     let sent = unsafe {
@@ -170,48 +178,18 @@ pub fn set_option(
 }
 
 /// What a non-blocking connect came to.
-pub(super) fn finish_connect(socket: &OwnedFd, patience_ms: libc::c_int) -> io::Result<()> {
+pub(super) fn finish_connect(socket: &OwnedFd, patience: Duration) -> io::Result<()> {
     let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: one valid pollfd.
-    if checked(unsafe { libc::poll(&raw mut poll, 1, patience_ms) } as isize)? == 0 {
+    if checked(unsafe { libc::poll(&raw mut poll, 1, patience.as_millis() as libc::c_int) } as isize)? == 0 {
         return Err(io::ErrorKind::TimedOut.into());
     }
-    let mut error: libc::c_int = 0;
-    let mut length = size_of_val(&error) as libc::socklen_t;
-    // SAFETY: error and its length are valid for writing.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ERROR,
-            (&raw mut error).cast(),
-            &raw mut length,
-        )
-    };
-    checked(done as isize)?;
-    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
+    Ok(sockopt::socket_error(socket)??)
 }
 
 /// A call on the socket that waits gives up after so long.
-pub(super) fn set_patience(socket: &OwnedFd, milliseconds: i64) -> io::Result<()> {
-    let time = libc::timeval { tv_sec: milliseconds / 1000, tv_usec: milliseconds % 1000 * 1000 };
-    let length = size_of_val(&time) as libc::socklen_t;
-    let option = libc::SO_SNDTIMEO;
-    // SAFETY: the value is valid for its length.
-    let done = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, ptr::from_ref(&time).cast(), length)
-    };
-    checked(done as isize).map(drop)
-}
-
-pub(super) fn listen(socket: &OwnedFd) -> io::Result<()> {
-    // SAFETY: takes numbers only.
-    checked(unsafe { libc::listen(socket.as_raw_fd(), 8) } as isize).map(drop)
-}
-
-pub(super) fn bind(socket: &OwnedFd, at: &Address) -> io::Result<()> {
-    // SAFETY: the address is valid for its length.
-    checked(unsafe { libc::bind(socket.as_raw_fd(), at.as_ptr(), at.length()) } as isize).map(drop)
+pub(super) fn set_patience(socket: &OwnedFd, patience: Duration) -> io::Result<()> {
+    Ok(sockopt::set_socket_timeout(socket, sockopt::Timeout::Send, Some(patience))?)
 }
 
 pub(super) fn checked(result: isize) -> io::Result<isize> {

@@ -18,18 +18,12 @@ use super::{World, stream};
 
 pub(super) fn inherited(to: SocketAddr, data: &[u8]) -> io::Result<()> {
     let (socket, data) = (stream::tcp(family_of(to))?, data.to_vec());
-    in_child(move || {
-        calls::connect(&socket, &Address::new(to))?;
-        calls::send(&socket, &data)
-    })
+    in_child(move || calls::connect_and_send(&socket, &Address::new(to), &data))
 }
 
 pub(super) fn passed(to: SocketAddr, data: &[u8]) -> io::Result<()> {
     let (socket, data) = (stream::tcp(family_of(to))?, data.to_vec());
-    by_receiver(&socket, move |socket| {
-        calls::connect(socket, &Address::new(to))?;
-        calls::send(socket, &data)
-    })
+    by_receiver(&socket, move |socket| calls::connect_and_send(socket, &Address::new(to), &data))
 }
 
 pub(super) fn send_inherited(socket: &OwnedFd, data: &[u8]) -> io::Result<()> {

@@ -8,16 +8,16 @@ use super::calls::{self, Address, family_of};
 use super::elsewhere;
 
 pub(super) fn connect(to: SocketAddr, data: &[u8]) -> io::Result<()> {
-    connect_and_send(&udp(family_of(to))?, &Address::new(to), data)
+    calls::connect_and_send(&udp(family_of(to))?, &Address::new(to), data)
 }
 
 pub(super) fn connect_mapped(to: SocketAddr, data: &[u8]) -> io::Result<()> {
-    connect_and_send(&udp(libc::AF_INET6)?, &Address::mapped(to), data)
+    calls::connect_and_send(&udp(libc::AF_INET6)?, &Address::mapped(to), data)
 }
 
 /// An `AF_INET` address on an `AF_INET6` socket: the kernel goes by the address's family.
 pub(super) fn connect_v4_on_v6_socket(to: SocketAddr, data: &[u8]) -> io::Result<()> {
-    connect_and_send(&udp(libc::AF_INET6)?, &Address::new(to), data)
+    calls::connect_and_send(&udp(libc::AF_INET6)?, &Address::new(to), data)
 }
 
 pub(super) fn sendto(to: SocketAddr, data: &[u8]) -> io::Result<()> {
@@ -50,7 +50,7 @@ pub(super) fn reconnect(to: SocketAddr, data: &[u8]) -> io::Result<()> {
     let socket = udp(family_of(to))?;
     calls::connect(&socket, &Address::new(elsewhere(to)))?;
     calls::connect(&socket, &Address::new(to).with_family(libc::AF_UNSPEC))?;
-    connect_and_send(&socket, &Address::new(to), data)
+    calls::connect_and_send(&socket, &Address::new(to), data)
 }
 
 pub(super) fn sendto_unspecified(to: SocketAddr, data: &[u8]) -> io::Result<()> {
@@ -86,9 +86,4 @@ pub(super) fn sendto_elsewhere(to: SocketAddr, data: &[u8]) -> io::Result<()> {
 
 fn udp(family: libc::c_int) -> io::Result<OwnedFd> {
     calls::socket(family, libc::SOCK_DGRAM, 0)
-}
-
-fn connect_and_send(socket: &OwnedFd, to: &Address, data: &[u8]) -> io::Result<()> {
-    calls::connect(socket, to)?;
-    calls::send(socket, data)
 }

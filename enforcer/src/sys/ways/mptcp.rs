@@ -9,6 +9,7 @@ use nix::sys::socket::SockProtocol;
 
 use super::calls::{self, Address, checked};
 use super::elsewhere;
+use super::stream::CONNECT;
 use crate::sys::netlink::{Netlink, attribute, find};
 
 /// linux/genetlink.h, linux/mptcp.h
@@ -41,12 +42,11 @@ pub(super) fn subflow(to: SocketAddr, _data: &[u8]) -> io::Result<()> {
     announce(to.ip())?;
     let peer = SocketAddr::new(elsewhere(to).ip(), to.port());
     let listener = calls::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
-    calls::bind(&listener, &Address::new(peer))?;
-    calls::listen(&listener)?;
+    rustix::net::bind(&listener, &peer)?;
+    rustix::net::listen(&listener, 1)?;
     let client = calls::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
-    calls::set_patience(&client, 5000)?;
-    calls::connect(&client, &Address::new(peer))?;
-    calls::send(&client, b"x")?;
+    calls::set_patience(&client, CONNECT)?;
+    calls::connect_and_send(&client, &Address::new(peer), b"x")?;
     let server = rustix::net::accept(&listener)?;
     let mut byte = [0];
     rustix::io::read(&server, &mut byte)?;

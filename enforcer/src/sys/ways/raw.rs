@@ -10,7 +10,6 @@ use super::calls::{self, Address, checked, family_of, whole};
 const PROTOCOL: libc::c_int = 253;
 /// In a network namespace the loopback interface is the first.
 const LOOPBACK: libc::c_int = 1;
-const UDP: u8 = 17;
 
 pub(super) fn sendto(to: SocketAddr, data: &[u8]) -> io::Result<()> {
     let socket = calls::socket(family_of(to), libc::SOCK_RAW, PROTOCOL)?;
@@ -19,8 +18,7 @@ pub(super) fn sendto(to: SocketAddr, data: &[u8]) -> io::Result<()> {
 
 pub(super) fn connect(to: SocketAddr, data: &[u8]) -> io::Result<()> {
     let socket = calls::socket(family_of(to), libc::SOCK_RAW, PROTOCOL)?;
-    calls::connect(&socket, &Address::new(portless(to)))?;
-    calls::send(&socket, data)
+    calls::connect_and_send(&socket, &Address::new(portless(to)), data)
 }
 
 pub(super) fn header(to: SocketAddr, data: &[u8]) -> io::Result<()> {
@@ -66,7 +64,7 @@ fn packet_for(to: SocketAddr, data: &[u8]) -> Vec<u8> {
     let udp = 8 + data.len() as u16;
     let mut bytes = vec![0x45, 0];
     bytes.extend((20 + udp).to_be_bytes());
-    bytes.extend([0, 0, 0, 0, 64, UDP, 0, 0, 127, 0, 0, 1]);
+    bytes.extend([0, 0, 0, 0, 64, libc::IPPROTO_UDP as u8, 0, 0, 127, 0, 0, 1]);
     bytes.extend(v4.octets());
     for word in [9, to.port(), udp, 0] {
         bytes.extend(word.to_be_bytes());

@@ -3,33 +3,34 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use super::calls::{self, Address, checked, family_of, nat64, whole};
 use super::elsewhere;
 
-const CONNECT_MS: libc::c_int = 5000;
+pub(super) const CONNECT: Duration = Duration::from_secs(5);
 /// Of struct sockaddr_storage.
 const LONGEST: usize = 128;
 const SIN6_LEN_RFC2133: usize = 24;
 
 pub(super) fn connect(to: SocketAddr, data: &[u8]) -> io::Result<()> {
-    connect_and_send(&tcp(family_of(to))?, &Address::new(to), data)
+    calls::connect_and_send(&tcp(family_of(to))?, &Address::new(to), data)
 }
 
 pub(super) fn connect_mapped(to: SocketAddr, data: &[u8]) -> io::Result<()> {
-    connect_and_send(&tcp(libc::AF_INET6)?, &Address::mapped(to), data)
+    calls::connect_and_send(&tcp(libc::AF_INET6)?, &Address::mapped(to), data)
 }
 
 pub(super) fn connect_mptcp(to: SocketAddr, data: &[u8]) -> io::Result<()> {
     let socket = calls::socket(family_of(to), libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
-    calls::set_patience(&socket, CONNECT_MS.into())?;
-    connect_and_send(&socket, &Address::new(to), data)
+    calls::set_patience(&socket, CONNECT)?;
+    calls::connect_and_send(&socket, &Address::new(to), data)
 }
 
 pub(super) fn connect_nonblocking(to: SocketAddr, data: &[u8]) -> io::Result<()> {
     let socket = calls::socket(family_of(to), libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
     connect_unwaited(&socket, to)?;
-    calls::finish_connect(&socket, CONNECT_MS)?;
+    calls::finish_connect(&socket, CONNECT)?;
     calls::send(&socket, data)
 }
 
@@ -47,16 +48,16 @@ pub(super) fn fast_open_sendmsg(to: SocketAddr, data: &[u8]) -> io::Result<()> {
 
 pub(super) fn connect_nat64(to: SocketAddr, data: &[u8]) -> io::Result<()> {
     let to = SocketAddr::new(nat64(to.ip()).into(), to.port());
-    connect_and_send(&tcp(libc::AF_INET6)?, &Address::new(to), data)
+    calls::connect_and_send(&tcp(libc::AF_INET6)?, &Address::new(to), data)
 }
 
 pub(super) fn connect_long_address(to: SocketAddr, data: &[u8]) -> io::Result<()> {
-    connect_and_send(&tcp(family_of(to))?, &Address::new(to).with_length(LONGEST), data)
+    calls::connect_and_send(&tcp(family_of(to))?, &Address::new(to).with_length(LONGEST), data)
 }
 
 /// Before RFC 2553 it had no scope id.
 pub(super) fn connect_short_address(to: SocketAddr, data: &[u8]) -> io::Result<()> {
-    connect_and_send(&tcp(family_of(to))?, &Address::new(to).with_length(SIN6_LEN_RFC2133), data)
+    calls::connect_and_send(&tcp(family_of(to))?, &Address::new(to).with_length(SIN6_LEN_RFC2133), data)
 }
 
 /// Whatever the first connect came to, the socket is as new after the second.
@@ -65,7 +66,7 @@ pub(super) fn reconnect(to: SocketAddr, data: &[u8]) -> io::Result<()> {
     let _ = calls::connect(&socket, &Address::new(elsewhere(to)));
     calls::connect(&socket, &Address::new(to).with_family(libc::AF_UNSPEC))?;
     connect_unwaited(&socket, to)?;
-    calls::finish_connect(&socket, CONNECT_MS)?;
+    calls::finish_connect(&socket, CONNECT)?;
     calls::send(&socket, data)
 }
 
@@ -96,7 +97,7 @@ pub(super) fn splice(to: SocketAddr, data: &[u8]) -> io::Result<()> {
 /// The connect's error, if it had one, however the sending went.
 fn unheeded(to: SocketAddr, send: impl FnOnce(&OwnedFd) -> io::Result<()>) -> io::Result<()> {
     let socket = calls::socket(family_of(to), libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
-    let connected = connect_unwaited(&socket, to).and_then(|()| calls::finish_connect(&socket, CONNECT_MS));
+    let connected = connect_unwaited(&socket, to).and_then(|()| calls::finish_connect(&socket, CONNECT));
     let sent = send(&socket);
     connected.and(sent)
 }
@@ -112,7 +113,7 @@ fn connect_unwaited(socket: &OwnedFd, to: SocketAddr) -> io::Result<()> {
 pub(super) fn fast_open_connect(to: SocketAddr, data: &[u8]) -> io::Result<()> {
     let socket = tcp(family_of(to))?;
     calls::set_option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1)?;
-    connect_and_send(&socket, &Address::new(to), data)
+    calls::connect_and_send(&socket, &Address::new(to), data)
 }
 
 pub(super) fn open(to: SocketAddr) -> io::Result<OwnedFd> {
@@ -123,11 +124,6 @@ pub(super) fn open(to: SocketAddr) -> io::Result<OwnedFd> {
 
 pub(super) fn tcp(family: libc::c_int) -> io::Result<OwnedFd> {
     let socket = calls::socket(family, libc::SOCK_STREAM, 0)?;
-    calls::set_patience(&socket, CONNECT_MS.into())?;
+    calls::set_patience(&socket, CONNECT)?;
     Ok(socket)
-}
-
-fn connect_and_send(socket: &OwnedFd, to: &Address, data: &[u8]) -> io::Result<()> {
-    calls::connect(socket, to)?;
-    calls::send(socket, data)
 }

@@ -9,8 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use nix::sys::socket::SockProtocol;
 use rustix::thread::UnshareFlags;
 
-use super::calls::{self, Address, checked, family_of, nat64};
-use super::sctp::SCTP;
+use super::calls::{self, checked, family_of, nat64};
 use crate::sys::canary::{ELSEWHERE, TARGETS};
 use crate::sys::netlink::{self, Netlink, attribute};
 
@@ -22,13 +21,13 @@ const IFA_LOCAL: u16 = 2;
 const LOOPBACK: u32 = 1;
 const IFF_UP: u32 = 1;
 
+const BACKLOG: i32 = 8;
 const FAST_OPEN_QUEUE: libc::c_int = 8;
 /// Client, server, and both without a cookie.
 const FAST_OPEN: &str = "519";
 /// The longest packet that is looked for, and what the tap holds between two looks.
 const PACKET: usize = 65_536;
 const TAP_BYTES: libc::c_int = 1 << 20;
-const UDP: u8 = 17;
 
 #[derive(Debug)]
 pub struct World {
@@ -84,17 +83,17 @@ impl World {
     pub fn target(&self, ip: IpAddr) -> io::Result<Target> {
         let any = SocketAddr::new(ip, 0);
         let tcp = calls::socket(family_of(any), libc::SOCK_STREAM, 0)?;
-        calls::bind(&tcp, &Address::new(any))?;
+        rustix::net::bind(&tcp, &any)?;
         calls::set_option(tcp.as_fd(), libc::IPPROTO_TCP, libc::TCP_FASTOPEN, FAST_OPEN_QUEUE)?;
-        calls::listen(&tcp)?;
+        rustix::net::listen(&tcp, BACKLOG)?;
         let name: Option<SocketAddr> = rustix::net::getsockname(&tcp)?.try_into().ok();
         let address = name.ok_or(io::ErrorKind::InvalidData)?;
         let udp = calls::socket(family_of(any), libc::SOCK_DGRAM, 0)?;
-        calls::bind(&udp, &Address::new(address))?;
+        rustix::net::bind(&udp, &address)?;
         let mut servers = vec![tcp, udp];
-        if let Ok(sctp) = calls::socket(family_of(any), libc::SOCK_STREAM, SCTP) {
-            calls::bind(&sctp, &Address::new(address))?;
-            calls::listen(&sctp)?;
+        if let Ok(sctp) = calls::socket(family_of(any), libc::SOCK_STREAM, libc::IPPROTO_SCTP) {
+            rustix::net::bind(&sctp, &address)?;
+            rustix::net::listen(&sctp, BACKLOG)?;
             servers.push(sctp);
         }
         Ok(Target { address, _servers: servers })
@@ -170,7 +169,7 @@ fn destination(packet: &[u8]) -> Option<SocketAddr> {
         _ => return None,
     };
     let port = u16::from_be_bytes(packet.get(rest + 2..rest + 4)?.try_into().ok()?);
-    let has_ports = [libc::IPPROTO_TCP as u8, UDP, SCTP as u8].contains(&protocol);
+    let has_ports = [libc::IPPROTO_TCP, libc::IPPROTO_UDP, libc::IPPROTO_SCTP].contains(&protocol.into());
     has_ports.then_some(SocketAddr::new(ip, port))
 }
 

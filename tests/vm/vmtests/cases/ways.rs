@@ -32,7 +32,11 @@ pub(crate) fn native() -> Vec<Test> {
 }
 
 fn by_lsm() -> Result<()> {
-    every_way("lsm", |way| match way {
+    every_way("lsm", lsm_catcher)
+}
+
+fn lsm_catcher(way: &str) -> &'static str {
+    match way {
         "mptcp_subflow" | "sctp_connectx" => "egress",
         "sctp_sendto" => "lsm_sendmsg",
         way if way.starts_with("fast_open") && way != "fast_open_connect" => "lsm_sendmsg",
@@ -40,7 +44,7 @@ fn by_lsm() -> Result<()> {
         "io_uring_sendmsg" | "io_uring_send_zc" => "lsm_sendmsg",
         way if is_unconnected(way) => "lsm_sendmsg",
         _ => "lsm_connect",
-    })
+    }
 }
 
 fn by_cgroup() -> Result<()> {
@@ -54,16 +58,7 @@ fn by_cgroup() -> Result<()> {
 
 /// As by LSM; what the kernel itself connects, the cgroup hook sees.
 fn by_both() -> Result<()> {
-    every_way("both", |way| match way {
-        "mptcp_subflow" => "cgroup_connect",
-        "sctp_connectx" => "egress",
-        "sctp_sendto" => "lsm_sendmsg",
-        way if way.starts_with("fast_open") && way != "fast_open_connect" => "lsm_sendmsg",
-        way if way.starts_with("raw") && way != "raw_connected" => "lsm_sendmsg",
-        "io_uring_sendmsg" | "io_uring_send_zc" => "lsm_sendmsg",
-        way if is_unconnected(way) => "lsm_sendmsg",
-        _ => "lsm_connect",
-    })
+    every_way("both", |way| if way == "mptcp_subflow" { "cgroup_connect" } else { lsm_catcher(way) })
 }
 
 fn is_unconnected(way: &str) -> bool {
