@@ -225,35 +225,20 @@ impl Installer {
     }
 
     pub(super) fn count(&self, counter: Counter) -> u64 {
-        self.kernel.count(counter).unwrap_or_else(|error| {
-            complain("a counter of the kernel side cannot be read", &error);
-            0
-        })
+        told(self.kernel.count(counter))
     }
 
     /// Canaries that each layer refused.
     pub(super) fn caught(&self) -> BTreeMap<LayerName, u64> {
-        let count = |layer: Layer| {
-            self.kernel.caught(layer).unwrap_or_else(|error| {
-                complain("a counter of the kernel side cannot be read", &error);
-                0
-            })
-        };
-        Layer::ALL.map(|layer| (layer.into(), count(layer))).into()
+        Layer::ALL.map(|layer| (layer.into(), told(self.kernel.caught(layer)))).into()
     }
 
     pub(super) fn outcome(&self, outcome: Outcome) -> u64 {
-        self.kernel.outcome(outcome).unwrap_or_else(|error| {
-            complain("a counter of the kernel side cannot be read", &error);
-            0
-        })
+        told(self.kernel.outcome(outcome))
     }
 
     pub(super) fn doubt(&self, doubt: Doubt) -> u64 {
-        self.kernel.doubt(doubt).unwrap_or_else(|error| {
-            complain("a counter of the kernel side cannot be read", &error);
-            0
-        })
+        told(self.kernel.doubt(doubt))
     }
 
     pub(super) fn kernel(&mut self) -> &mut Kernel {
@@ -277,6 +262,14 @@ fn seated(entry: Entry, taken: &Seats) -> Entry {
     let Conditional { until, mut rules } = entry.conditional;
     rules.keep(taken);
     Entry { conditional: Conditional::new(rules, until), ..entry }
+}
+
+/// What a counter says; 0, if it cannot be read.
+fn told(counter: Result<u64, BpfError>) -> u64 {
+    counter.unwrap_or_else(|error| {
+        complain("a counter of the kernel side cannot be read", &error);
+        0
+    })
 }
 
 fn complain(consequence: &str, error: &BpfError) {

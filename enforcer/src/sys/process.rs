@@ -50,6 +50,14 @@ impl Cgroup {
         let container_id = process::container(&path).map(str::to_owned);
         Self { path, unit, container_id }
     }
+
+    /// Path, unit and container, as far as they are known.
+    fn told(cgroup: Option<Self>) -> (Option<String>, Option<String>, Option<String>) {
+        match cgroup {
+            Some(Self { path, unit, container_id }) => (Some(path), unit, container_id),
+            None => (None, None, None),
+        }
+    }
 }
 
 impl Processes {
@@ -69,11 +77,7 @@ impl Processes {
                 (executable.or(path), arguments.or(line).filter(|_| self.arguments))
             }
         };
-        let cgroup = self.cgroup(record, tail);
-        let (cgroup, unit, container_id) = match cgroup {
-            Some(Cgroup { path, unit, container_id }) => (Some(path), unit, container_id),
-            None => (None, None, None),
-        };
+        let (cgroup, unit, container_id) = Cgroup::told(self.cgroup(record, tail));
         Facts {
             executable,
             arguments,
@@ -94,11 +98,9 @@ impl Processes {
         let comm = fs::read(dir.join("comm")).unwrap_or_default();
         let executable = fs::read_link(dir.join("exe")).ok();
         let membership = fs::read(dir.join("cgroup")).unwrap_or_default();
-        let path = membership.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"0::"));
-        let cgroup = path.map(|path| Cgroup::new(printable(path)));
+        let cgroup = cgroup_in(&membership).map(|path| Cgroup::new(printable(path)));
         let gid = fs::metadata(&dir).map_or(0, |metadata| metadata.gid());
-        let (cgroup, unit, container_id) =
-            cgroup.map_or((None, None, None), |it| (Some(it.path), it.unit, it.container_id));
+        let (cgroup, unit, container_id) = Cgroup::told(cgroup);
         Process {
             pid,
             tid: pid,
@@ -143,11 +145,16 @@ impl Processes {
 
     fn cgroup_of(&self, id: u64, pid: u32) -> Option<String> {
         let membership = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
-        let path = membership.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"))?;
+        let path = cgroup_in(&membership)?.strip_prefix(b"/")?;
         let dir = self.cgroup_root.join(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(path));
         // The process may have moved since, or be another: the directory's inode is the proof.
         (fs::metadata(dir).ok()?.ino() == id).then(|| format!("/{}", printable(path)))
     }
+}
+
+/// The cgroup2 path in the text of `/proc/PID/cgroup`.
+fn cgroup_in(membership: &[u8]) -> Option<&[u8]> {
+    membership.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"0::"))
 }
 
 /// Field 22 of `/proc/PID/stat`: start after boot, in ticks. The name before it may contain anything.

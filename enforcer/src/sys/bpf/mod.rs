@@ -581,11 +581,7 @@ fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
 }
 
 fn gone(map: &'static str, result: Result<(), MapError>) -> Result<(), BpfError> {
-    match result {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(BpfError::Map { map, source }),
-    }
+    found(result).map(drop).map_err(|source| BpfError::Map { map, source })
 }
 
 fn path_error(what: &'static str, path: &Path, source: std::io::Error) -> BpfError {
