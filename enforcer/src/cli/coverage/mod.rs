@@ -18,7 +18,8 @@ use row::{Row, Tried, Verdict};
 ///
 /// It denies an address that nobody has and tries to reach it, by each way twice: first allowed, so that the way is seen to
 /// work, then denied. It does so in a network namespace of its own, where it looks at every packet: nothing leaves this
-/// host, and of what is tried only 0.0.0.0 makes an event. Exits with "no" when something got through. What does by its nature is "outside".
+/// host, and of what is tried only 0.0.0.0 makes an event. Exits with 1 when something got through; what gets through by its
+/// nature is "outside", and does not count.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -40,7 +41,7 @@ pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
     let wanted = |way: &&Way| args.way.as_ref().is_none_or(|text| way.name.contains(text.as_str()));
     let ways: Vec<&Way> = WAYS.iter().filter(wanted).collect();
     if ways.is_empty() {
-        return Err(Failure::new(Exit::Usage, "no way has such a name: enforcer coverage names all"));
+        return Err(Failure::new(Exit::Usage, "no way has such a name: run it without --way to see them all"));
     }
     let mut client = Client::connect(&args.connection, config)?;
     let Reply::Status(status) = client.ask(Request::Status)? else { return Err(strange("no status")) };
