@@ -41,7 +41,10 @@ pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
     let wanted = |way: &&Way| args.way.as_ref().is_none_or(|text| way.name.contains(text.as_str()));
     let ways: Vec<&Way> = WAYS.iter().filter(wanted).collect();
     if ways.is_empty() {
-        return Err(Failure::new(Exit::Usage, "no way has such a name: run it without --way to see them all"));
+        return Err(Failure::new(
+            Exit::Usage,
+            "no way has such a name: run it without --way to see them all",
+        ));
     }
     let mut client = Client::connect(&args.connection, config)?;
     let Reply::Status(status) = client.ask(Request::Status)? else { return Err(strange("no status")) };
