@@ -4,10 +4,10 @@ KERNELS ?= 6.1 6.12
 TEST ?=
 export PATH := $(CURDIR)/.lab/tools/bin:$(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup build test unit vm native bench fuzz demo packages story acceptance lint clean
+.PHONY: help setup build test unit vm native bench fuzz demo packages reproduce story acceptance lint clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: ## install what a fresh Debian 12 lacks (nothing, if nothing is lacking)
 	@scripts/setup
@@ -39,6 +39,9 @@ demo: setup ## watch it work in a full Debian VM
 packages: setup ## build the deb and the rpm into dist/, and check them
 	@packaging/build
 	@packaging/check
+
+reproduce: packages ## build the packages once more, from another directory, and compare (twice the time of packages)
+	@packaging/reproduce
 
 story: setup ## install, use, reboot, upgrade and purge the packages in a VM: make story CHAPTERS="install deny" BOOTS=20
 	@tests/vm/lab story --boots $(or $(BOOTS),1) $(CHAPTERS)
