@@ -160,6 +160,9 @@ pub struct PolicyStatus {
     pub load_milliseconds: u64,
     /// Why the newest version of the files is not the one in force: every diagnostic, as `check` prints it.
     pub error: Option<String>,
+    /// The files had errors at the start: in force is the copy of the policy that was put in force at this time (RFC
+    /// 3339).
+    pub last_good: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ const POLICY: &str = include_str!("../../policies/00-default.toml");
 const MANUAL: &str = "System Administration";
 const FORMATS: &str = "File Formats";
 
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 8] = [
     ("/etc/enforcer/enforcer.toml", "The settings: enforcer.toml(5)."),
     (
         "/etc/enforcer/policies.d/*.toml",
@@ -21,6 +21,10 @@ const FILES: [(&str, &str); 7] = [
     ("/run/enforcer/control.sock", "What the commands talk to the daemon through. For root alone."),
     ("/sys/fs/bpf/enforcer", "The pinned programs and maps: they enforce while no daemon runs."),
     ("/var/lib/enforcer/state.json", "Which addresses were denied for which names, for the next boot."),
+    (
+        "/var/lib/enforcer/state.last-good",
+        "A copy of the policy files and lists in force: what a start that finds errors in the files enforces.",
+    ),
     ("/var/log/enforcer", "For sinks that write to files."),
     ("/usr/share/doc/enforcer/examples", "Policies to begin with."),
 ];

@@ -116,7 +116,12 @@ fn headline(f: &mut fmt::Formatter<'_>, enforcement: &Enforcement) -> fmt::Resul
 /// An old policy that still stands looks like a loaded one: say it loudly, with what `check` would say.
 fn policy_error(f: &mut fmt::Formatter<'_>, policy: &PolicyStatus) -> fmt::Result {
     let Some(error) = &policy.error else { return Ok(()) };
-    writeln!(f, "{BAD}policy:{BAD:#} the files have errors; the policy from before them is in force")?;
+    let consequence = match (&policy.last_good, policy.loads) {
+        (Some(saved), _) => format!("the last good policy, put in force at {saved}, is enforced"),
+        (None, 0) => "no rule of them is in force, only what a daemon before this one left".to_owned(),
+        (None, _) => "the policy from before them is in force".to_owned(),
+    };
+    writeln!(f, "{BAD}policy:{BAD:#} the files have errors; {consequence}")?;
     error.lines().try_for_each(|line| writeln!(f, "  {line}"))
 }
 
@@ -222,6 +227,7 @@ mod tests {
                 networks: 5,
                 loaded_seconds_ago: 61,
                 load_milliseconds: 3,
+                loads: 1,
                 ..PolicyStatus::default()
             },
             counters: Counters { connects: 100, denied: 9, audited: 1, ..Counters::default() },
@@ -265,6 +271,17 @@ policy: the files have errors; the policy from before them is in force
 warning: do this
 ";
         assert!(text.starts_with(wanted), "{text}");
+    }
+
+    #[test]
+    fn what_is_enforced_in_place_of_broken_files_is_told() {
+        let mut status = healthy();
+        status.policy.error = Some("error: bad".into());
+        status.policy.loads = 0;
+        assert!(plain(&status).contains("\npolicy: the files have errors; no rule of them is in force, "));
+        status.policy.last_good = Some("2026-11-27T13:00:00Z".into());
+        let wanted = "\npolicy: the files have errors; the last good policy, put in force at 2026-11-27T13:00:00Z, is enforced\n";
+        assert!(plain(&status).contains(wanted), "{}", plain(&status));
     }
 
     #[test]

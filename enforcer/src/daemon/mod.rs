@@ -3,6 +3,7 @@
 mod established;
 mod exec;
 mod installer;
+mod last_good;
 mod policies;
 mod recent;
 mod remember;
@@ -45,6 +46,7 @@ use crate::sys::{clock, memory, policy_dir, routes};
 use established::Killer;
 pub use exec::{Destination, Outcome, exec};
 use installer::Installer;
+use last_good::Keeper;
 use policies::Policies;
 use recent::Recent;
 use remember::Memory;
@@ -135,7 +137,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         resolvers: host::resolvers_version(),
         host,
         installer: Installer::new(kernel)?,
-        policies: Policies::new(config.policies.clone(), lists),
+        policies: Policies::new(config.policies.clone(), lists, Keeper::new(&config.state)),
         trial: None,
         recent: Recent::default(),
         memory: Memory::new(config.state.clone()),
@@ -171,6 +173,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         daemon.tell_overdue(u64::MAX);
         daemon.sum_up(ring.get_mut());
     }
+    daemon.policies.keeper.keep_now().await;
     daemon.memory.keep_now(&daemon.state, daemon.installer.changes).await;
     daemon.end(why)
 }
@@ -290,6 +293,7 @@ impl Daemon {
                     self.tick();
                     // Should a wake-up ever be lost, it costs half a second and not the enforcement.
                     self.drain(ring.get_mut());
+                    self.policies.keeper.keep().await;
                     if self.ticks.is_multiple_of(MEMORY_TICKS) {
                         self.memory.keep(&self.state, self.installer.changes).await;
                     }
@@ -619,8 +623,7 @@ impl Daemon {
     }
 
     fn tell_systemd(&self) {
-        let line =
-            report::headline(&self.enforcement, self.config.mode, self.policies.status().error.is_some());
+        let line = report::headline(&self.enforcement, self.config.mode, &self.policies.status());
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&line)]);
     }
 

@@ -9,7 +9,8 @@ use tracing::{info, warn};
 use crate::engine::state::State;
 use crate::sys::clock;
 use crate::sys::log::RateLimit;
-use crate::sys::state_file::{self, MAX_BINDINGS, Moment, StateError};
+use crate::sys::private_file::PrivateFileError;
+use crate::sys::state_file::{self, MAX_BINDINGS, Moment};
 
 static FAILURES: RateLimit = RateLimit::new(Duration::from_secs(600));
 
@@ -18,7 +19,7 @@ pub(super) struct Memory {
     /// Changes of the address map when the file was written last.
     saved: u64,
     /// A disk may be slow: it is written beside the loop.
-    writing: Option<JoinHandle<Result<(), StateError>>>,
+    writing: Option<JoinHandle<Result<(), PrivateFileError>>>,
 }
 
 impl Memory {

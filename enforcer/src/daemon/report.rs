@@ -11,7 +11,7 @@ use enforcer_common::{Entry, RuleId, Verdict};
 
 use super::Daemon;
 use super::start::Enforcement;
-use crate::api::{self, Counters, Denied, DnsStatus, MapStatus, Reply, Request, Status};
+use crate::api::{self, Counters, Denied, DnsStatus, MapStatus, PolicyStatus, Reply, Request, Status};
 use crate::config::{DefaultVerdict, Mode};
 use crate::engine::compile::Network;
 use crate::engine::explain::Asked;
@@ -40,15 +40,18 @@ pub(super) fn reply(daemon: &Daemon, request: Request) -> Reply {
 }
 
 /// What is enforced, in one line.
-pub(super) fn headline(enforcement: &Enforcement, mode: Mode, policy_error: bool) -> String {
+pub(super) fn headline(enforcement: &Enforcement, mode: Mode, policy: &PolicyStatus) -> String {
     let layer = layer(enforcement.hooks);
     if mode == Mode::Audit && enforcement.canary == Canary::Refused {
         return format!("AUDIT MODE by {layer}: nothing is refused");
     }
-    match (&enforcement.canary, policy_error) {
-        (Canary::Refused, false) => format!("enforcing by {layer}"),
-        (Canary::Refused, true) => format!("enforcing by {layer}; the newest policies have errors"),
-        (broken, _) => format!("NOT ENFORCING: the canary was {broken}"),
+    match (&enforcement.canary, &policy.error, &policy.last_good) {
+        (Canary::Refused, None, _) => format!("enforcing by {layer}"),
+        (Canary::Refused, Some(_), None) => format!("enforcing by {layer}; the newest policies have errors"),
+        (Canary::Refused, Some(_), Some(_)) => {
+            format!("enforcing the last good policy by {layer}; the policies have errors")
+        }
+        (broken, ..) => format!("NOT ENFORCING: the canary was {broken}"),
     }
 }
 
@@ -108,6 +111,11 @@ fn status(daemon: &Daemon) -> Status {
         warnings: Vec::new(),
     };
     status.warnings = warnings(&status, &enforcement.problems);
+    if let Some(why) = daemon.policies.keeper.failed() {
+        status.warnings.push(format!(
+            "a start with errors in the policy files would not enforce the policy that is in force now: {why}"
+        ));
+    }
     if let Some(trial) = daemon.trial() {
         status.warnings.push(format!(
             "{} is on trial for {} s more: `enforcer apply --keep` keeps it",

@@ -24,6 +24,15 @@ pub fn wall_now() -> u64 {
     u64::try_from(read(ClockId::Realtime)).unwrap_or(0)
 }
 
+/// The same, of whole seconds since 1970.
+pub fn wall_seconds(seconds: u64) -> String {
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| Timestamp::from_second(seconds).ok())
+        .unwrap_or_default()
+        .to_string()
+}
+
 fn read(clock: ClockId) -> i128 {
     let now = clock_gettime(clock);
     i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)

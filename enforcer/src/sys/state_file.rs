@@ -2,22 +2,20 @@
 //! addresses that they wrote down in this one.
 //!
 //! The file says which names led to which addresses until when, by the wall clock. What is denied is decided by
-//! the rules of the next boot. Whoever can write the file can have addresses denied, so it is read like any other
-//! hostile input: root's alone, bounded, and nothing in it outlives an answer that would come now.
+//! the rules of the next boot. Whoever can write the file can have addresses denied (`private_file`), and nothing in
+//! it outlives an answer that would come now.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use enforcer_common::Addr;
 use enforcer_common::limits::CNAME_CHAIN;
 use enforcer_common::verdict::BootNanos;
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
+use super::private_file::{self, PrivateFileError};
 use crate::engine::name::Name;
 use crate::engine::state::Remembered;
 
@@ -28,18 +26,6 @@ const MAX_BYTES: usize = 8 << 20;
 /// Raised when the meaning of a field changes. A file of another version is left alone.
 const VERSION: u32 = 1;
 const SECOND: u64 = 1_000_000_000;
-
-#[derive(Debug, thiserror::Error)]
-pub enum StateError {
-    #[error("{0}: {1}")]
-    Io(PathBuf, io::Error),
-    #[error("{0} is not a regular file of root's that nobody else may write: remove it")]
-    Untrusted(PathBuf),
-    #[error("{0} is larger than {MAX_BYTES} bytes: remove it")]
-    TooLarge(PathBuf),
-    #[error("{0} is damaged ({1}): remove it")]
-    Damaged(PathBuf, String),
-}
 
 /// Both clocks at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -69,9 +55,9 @@ struct Entry {
 }
 
 /// What a daemon before this one remembered. Nothing, if there is no file.
-pub fn read(path: &Path, now: Moment) -> Result<Vec<Remembered>, StateError> {
-    let Some(bytes) = read_bytes(path)? else { return Ok(Vec::new()) };
-    let damaged = |why: String| StateError::Damaged(path.to_owned(), why);
+pub fn read(path: &Path, now: Moment) -> Result<Vec<Remembered>, PrivateFileError> {
+    let Some(bytes) = private_file::read(path, MAX_BYTES as u64)? else { return Ok(Vec::new()) };
+    let damaged = |why: String| PrivateFileError::Damaged(path.to_owned(), why);
     let document: Document = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
     if document.version != VERSION {
         return Err(damaged(format!("version {} is not {VERSION}", document.version)));
@@ -95,31 +81,9 @@ fn remember(entry: &Entry, wall: u64, boot: BootNanos) -> Result<Remembered, Str
     Ok(Remembered { chain, addr: Addr::from(entry.address), until: boot.saturating_add(left) })
 }
 
-fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
-    let failed = |error| StateError::Io(path.to_owned(), error);
-    // Neither led elsewhere by a link nor held up by a FIFO.
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits().cast_signed();
-    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(failed)?,
-    };
-    let metadata = file.metadata().map_err(failed)?;
-    let owner = [0, rustix::process::geteuid().as_raw()].contains(&metadata.uid());
-    if !metadata.is_file() || !owner || metadata.mode() & 0o022 != 0 {
-        return Err(StateError::Untrusted(path.to_owned()));
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() > MAX_BYTES {
-        return Err(StateError::TooLarge(path.to_owned()));
-    }
-    Ok(Some(bytes))
-}
-
-/// Replaces the file, at once and for good: after a power cut it is the old or the new one.
-pub fn write(path: &Path, bindings: &[Remembered], now: Moment) -> Result<(), StateError> {
-    let text = encode(bindings, now).map_err(|error| StateError::Io(path.to_owned(), error))?;
-    replace(path, &text).map_err(|error| StateError::Io(path.to_owned(), error))
+pub fn write(path: &Path, bindings: &[Remembered], now: Moment) -> Result<(), PrivateFileError> {
+    let text = encode(bindings, now).map_err(|error| PrivateFileError::Io(path.to_owned(), error))?;
+    private_file::replace(path, [text.as_slice()])
 }
 
 fn encode(bindings: &[Remembered], now: Moment) -> io::Result<Vec<u8>> {
@@ -139,24 +103,10 @@ fn encode(bindings: &[Remembered], now: Moment) -> io::Result<Vec<u8>> {
     }
 }
 
-fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let beside = path.with_extension("new");
-    match fs::remove_file(&beside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    File::open(dir)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::fs;
+    use std::path::PathBuf;
 
     use proptest::prelude::*;
 
@@ -191,8 +141,6 @@ mod tests {
         let (_dir, path) = file();
         assert_eq!(read(&path, NOW).unwrap(), []);
         write(&path, &rows(), NOW).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(!path.with_extension("new").exists());
         // Booted for 2 s, 20 s after it was written.
         let later = Moment { boot: 2 * SECOND, wall: NOW.wall + 20 * SECOND };
         let read = read(&path, later).unwrap();
@@ -207,25 +155,6 @@ mod tests {
         write(&path, &rows(), NOW).unwrap();
         let read = read(&path, Moment { boot: 0, wall: 0 }).unwrap();
         assert_eq!(read[0].until, 600 * SECOND);
-    }
-
-    #[test]
-    fn a_file_of_others_is_refused() {
-        let (_dir, path) = file();
-        write(&path, &rows(), NOW).unwrap();
-        for mode in [0o602, 0o620] {
-            fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
-            assert!(matches!(read(&path, NOW), Err(StateError::Untrusted(_))));
-        }
-        fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-        let link = path.with_extension("link");
-        symlink(&path, &link).unwrap();
-        assert!(matches!(read(&link, NOW), Err(StateError::Io(..))));
-        let fifo = path.with_extension("fifo");
-        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        assert!(matches!(read(&fifo, NOW), Err(StateError::Untrusted(_))));
-        fs::write(&path, vec![b' '; MAX_BYTES + 1]).unwrap();
-        assert!(matches!(read(&path, NOW), Err(StateError::TooLarge(_))));
     }
 
     #[test]

@@ -199,6 +199,26 @@ def early():
     return json.loads(file.read_text().splitlines()[-1])
 
 
+def broken():
+    if not (MEMORY / "rebooted").exists():
+        heading("A reboot with a mistake in the policy")
+        refused("banner.ads.example")
+        expect(run(f"sed -i 's/deny/dney/' {POLICY}"), 0)
+        (MEMORY / "early").touch()
+        return go_on_after_reboot("rebooted")
+    heading("Rebooted: what was last in force is enforced")
+    (MEMORY / "rebooted").unlink()
+    until("the daemon to enforce", enforcing)
+    check_counts(early())
+    refused("px.ads.example")  # a name that was never asked for before
+    expect(run("enforcer status"), 0, "enforcing: LSM", "the last good policy, put in force at", f"{POLICY}:3:")
+    expect(run("systemctl status --no-pager -n 0 enforcer | grep Status:"), 0, "enforcing the last good policy")
+    expect(run(f"sed -i 's/dney/deny/' {POLICY} && systemctl reload enforcer"), 0)
+    until("the daemon to notice", lambda: policy().get("error", "?") is None)
+    refused("banner.ads.example")
+    good("the files have errors, and nobody got through: the daemon keeps a copy of the policy that is in force")
+
+
 def forgetful():
     """Shows that the reboot's test can fail."""
     if not (MEMORY / "rebooted").exists():
@@ -324,7 +344,7 @@ def without_bpf():
 CHAPTERS = {
     chapter.__name__: chapter
     for chapter in (
-        install, deny, edit, mistake, restart, reboot, forgetful, upgrade, stop, keep, remove, purge, rpm, without_bpf,
+        install, deny, edit, mistake, restart, reboot, broken, forgetful, upgrade, stop, keep, remove, purge, rpm, without_bpf,
     )
 }  # fmt: skip
 

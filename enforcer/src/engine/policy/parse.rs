@@ -16,7 +16,7 @@ use super::raw::{self, RawList, RawRule};
 use super::{FILE_BYTES, RULE_NAME_BYTES, lint, network};
 
 /// A policy file as it was read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     /// As it is shown in messages; files take effect in the order of their paths.
     pub path: String,

@@ -153,6 +153,11 @@ impl Out<'_> {
             "1: the newest files have errors, older rules are in force",
             policy.error.is_some().into(),
         )?;
+        self.gauge(
+            "policy_last_good",
+            "1: the files had errors at the start, the copy of the last good policy is in force",
+            policy.last_good.is_some().into(),
+        )?;
         self.gauge("policy_age_seconds", "Since the policies were loaded", policy.loaded_seconds_ago)?;
         self.gauge("policy_rules", "Rules in force", policy.rules as u64)?;
         self.gauge("policy_patterns", "Host patterns in force", policy.patterns as u64)?;

@@ -63,7 +63,7 @@ fn reload_tells() -> Result<()> {
 }
 
 /// `enforcer apply`, with somebody at its input.
-fn apply(setup: &Setup, text: &str, time: &str) -> Result<Child> {
+pub(super) fn apply(setup: &Setup, text: &str, time: &str) -> Result<Child> {
     let file = setup.directory.join("good.toml");
     fs::write(&file, text)?;
     let mut command = std::process::Command::new("/payload/enforcer");

@@ -10,6 +10,7 @@ mod events;
 mod exec;
 pub(crate) mod facts;
 mod forgery;
+mod last_good;
 mod life;
 mod outcome;
 mod protected;
@@ -53,6 +54,7 @@ pub(crate) fn all() -> Vec<Test> {
             scopes::tests(),
             defaults::tests(),
             admin::tests(),
+            last_good::tests(),
             backstop::tests(),
             exec::tests(),
             ways::native(),
@@ -71,6 +73,7 @@ pub(crate) fn all() -> Vec<Test> {
         ways::tests(),
         clients::tests(),
         life::tests(),
+        last_good::tests(),
         reload::tests(),
         rules::tests(),
         scopes::tests(),

@@ -52,7 +52,7 @@ impl ListFormat {
 }
 
 /// The bytes of every list file that a policy set names, by path.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lists(pub BTreeMap<Arc<str>, Vec<u8>>);
 
 /// What one line says.
