@@ -242,6 +242,43 @@ fn check_warns_on_stdout_says_what_lists_hold_and_can_be_strict() {
     }
 }
 
+#[test]
+fn explain_asks_files_alone_and_knows_the_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let (policies, settings) = (dir.path().join("policies.d"), dir.path().join("enforcer.toml"));
+    std::fs::create_dir(&policies).unwrap();
+    std::fs::write(
+        policies.join("p.toml"),
+        "[[rule]]\nname = 'good'\naction = 'allow'\nhosts = ['good.example']\n",
+    )
+    .unwrap();
+    let explain = |default: &str, more: &[&str], what: &str| {
+        std::fs::write(&settings, format!("default = '{default}'\n")).unwrap();
+        let mut command = enforcer();
+        command.args(["explain", what, "--json", "--policies"]).arg(&policies);
+        let (code, text, stderr) = run(command.args(more).arg("--config").arg(&settings));
+        assert_eq!(code, 0, "{stderr}");
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["verdict"].as_str().unwrap().to_owned()
+    };
+    for (default, more, other) in [
+        ("allow", &[][..], "allow"),
+        ("deny", &[], "deny"),
+        ("deny", &["--default", "allow"], "allow"),
+        ("allow", &["--default", "deny"], "deny"),
+    ] {
+        for (what, want) in
+            [("good.example", "allow"), ("other.example", other), ("192.0.2.1", other), ("::1", "allow")]
+        {
+            assert_eq!(explain(default, more, what), want, "{default} {more:?} {what}");
+        }
+    }
+    let (code, _, stderr) = run(enforcer().args(["explain", "a.example", "--default", "deny"]));
+    assert!(code == 2 && stderr.contains("--policies"), "{code} {stderr}");
+    std::fs::write(policies.join("p.toml"), "[[rule]\n").unwrap();
+    let (code, _, stderr) = run(enforcer().args(["explain", "a.example", "--policies"]).arg(&policies));
+    assert!(code == 1 && stderr.contains("p.toml:1:"), "{code} {stderr}");
+}
+
 /// One event, as a JSON sink writes it.
 fn event(dst: &str, verdict: &str, comm: &str) -> String {
     serde_json::json!({

@@ -5,14 +5,12 @@ use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::Value;
 
-use super::{BAD, Distrust, Exit, Failure, GOOD, beside, print, print_json, settings};
-use crate::engine::compile::Compiled;
-use crate::engine::policy::{self, Source, Tally};
-use crate::engine::tables::Budget;
+use super::{BAD, Exit, Failure, GOOD, beside, print, print_json, settings};
+use crate::engine::policy::{self, Tally};
 use crate::sys::host;
-use crate::sys::policy_dir::{self, Problem, ProblemKind};
+use crate::sys::policy_dir::Distrust;
+use crate::sys::rules::{self, Finding, Reading};
 
 /// Read the policy files as the daemon would, and report everything that is wrong
 #[derive(Debug, clap::Args)]
@@ -54,67 +52,23 @@ struct Report {
     warnings: Vec<Finding>,
 }
 
-/// A problem of the directory or a diagnostic of a file, in the two forms it is shown in.
-#[derive(Debug, Serialize)]
-#[serde(transparent)]
-struct Finding {
-    #[serde(skip)]
-    text: String,
-    json: Value,
-}
-
-impl Finding {
-    fn new(finding: &(impl Serialize + ToString)) -> Self {
-        let text = finding.to_string();
-        Self { json: serde_json::to_value(finding).unwrap_or_else(|_| text.clone().into()), text }
-    }
-
-    fn warning(problem: &Problem) -> Self {
-        Self { text: problem.as_finding("warning"), ..Self::new(problem) }
-    }
-}
-
 impl Report {
     fn of(dir: &Path, distrust: Distrust) -> Self {
-        let (sources, problems) = policy_dir::scan(dir);
-        let harmless =
-            |problem: &Problem| distrust == Distrust::Ignore && problem.kind == ProblemKind::Untrusted;
-        let (warnings, errors): (Vec<_>, Vec<_>) = problems.into_iter().partition(harmless);
-        let mut report = Self {
-            ok: false,
-            directory: dir.to_owned(),
-            files: sources.len(),
-            rules: 0,
-            lists: Vec::new(),
-            errors: errors.iter().map(Finding::new).collect(),
-            warnings: warnings.iter().map(Finding::warning).collect(),
-        };
-        report.judge(&sources, harmless);
-        report.ok = report.errors.is_empty();
-        report
-    }
-
-    fn judge(&mut self, sources: &[Source], harmless: impl Fn(&Problem) -> bool) {
-        let parsed = match policy::parse(sources) {
-            Ok(parsed) => parsed,
-            Err(errors) => return self.errors.extend(errors.iter().map(Finding::new)),
-        };
-        let (lists, _, problems) = policy_dir::read_lists(&parsed.set);
-        let (warnings, errors): (Vec<_>, Vec<_>) = problems.into_iter().partition(harmless);
-        self.errors.extend(errors.iter().map(Finding::new));
-        self.warnings.extend(warnings.iter().map(Finding::warning));
-        // Nobody else learns of this table: it needs no secret key.
-        match Compiled::with_budget(&parsed.set, &lists, [0; 2], &beside(), Budget::default()) {
-            Ok(compiled) => {
-                self.rules = compiled.counts().rules;
-                self.lists = compiled.lists().to_vec();
-                self.warnings.extend(parsed.warnings.iter().chain(compiled.warnings()).map(Finding::new));
+        let Reading { sources, rules, mut warnings, .. } = rules::read(Some(dir), &[], distrust, &beside());
+        let files = sources.len();
+        let directory = dir.to_owned();
+        match rules {
+            Ok(rules) => {
                 let resolvers =
                     host::asked().into_iter().map(|addr| Ipv6Addr::from(addr.octets()).to_canonical());
-                let cuts = policy::cut_off(&parsed.set, &resolvers.collect::<Vec<_>>());
-                self.warnings.extend(cuts.iter().map(Finding::new));
+                let cuts = policy::cut_off(&rules.set, &resolvers.collect::<Vec<_>>());
+                warnings.extend(cuts.into_iter().map(Finding::Diagnostic));
+                let (lists, rules) = (rules.compiled.lists().to_vec(), rules.compiled.counts().rules);
+                Self { ok: true, directory, files, rules, lists, errors: Vec::new(), warnings }
             }
-            Err(errors) => self.errors.extend(errors.iter().map(Finding::new)),
+            Err(errors) => {
+                Self { ok: false, directory, files, rules: 0, lists: Vec::new(), errors, warnings }
+            }
         }
     }
 
@@ -122,11 +76,11 @@ impl Report {
     fn print(&self) -> Result<(), Failure> {
         let mut stderr = anstream::stderr().lock();
         for finding in &self.errors {
-            writeln!(stderr, "{}", finding.text.trim_end())?;
+            writeln!(stderr, "{}", finding.to_string().trim_end())?;
         }
         drop(stderr);
         for warning in &self.warnings {
-            print(warning.text.trim_end())?;
+            print(warning.to_string().trim_end())?;
         }
         for list in &self.lists {
             print(&format!("list: {list}"))?;

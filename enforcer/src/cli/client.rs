@@ -5,8 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Distrust, Exit, Failure, settings};
+use super::{Exit, Failure, settings};
 use crate::api::{Reply, Request};
+use crate::sys::policy_dir::Distrust;
 
 /// Longer than the daemon takes to say that it is too busy.
 const PATIENCE: Duration = Duration::from_secs(15);

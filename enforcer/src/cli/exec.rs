@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use super::{BAD, Exit, Failure, GOOD, WARN, beside};
+use crate::config::DefaultVerdict;
 use crate::daemon::{self, DaemonError, Destination, Outcome};
 use crate::engine::compile::Compiled;
 use crate::engine::format::text;
-use crate::engine::policy::{self, Source};
-use crate::engine::tables::Budget;
-use crate::sys::policy_dir;
+use crate::engine::policy::Source;
+use crate::sys::policy_dir::Distrust;
+use crate::sys::rules;
 
 /// Run a command and its children under a policy of their own
 ///
@@ -30,6 +31,10 @@ pub(super) struct Args {
     /// Allow a host pattern or a network, whatever denies it
     #[arg(long, value_name = "GLOB")]
     allow: Vec<String>,
+    /// The verdict on what no rule names. With `deny` the command reaches what is allowed and nothing else, but for loopback
+    /// and DNS to the host's resolvers
+    #[arg(long, value_enum, value_name = "VERDICT", default_value = "allow", hide_possible_values = true)]
+    default: DefaultVerdict,
     /// Exit with 1 when something was refused and the command succeeded all the same
     #[arg(long)]
     fail_on_deny: bool,
@@ -45,8 +50,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let compiled = rules(args)?;
     let (program, rest) =
         args.command.split_first().ok_or_else(|| Failure::new(Exit::Usage, "no command was given"))?;
-    let outcome =
-        daemon::exec(compiled, Command::new(program).args(rest)).map_err(|error| failed(program, &error))?;
+    let outcome = daemon::exec(compiled, args.default, Command::new(program).args(rest))
+        .map_err(|error| failed(program, &error))?;
     if !args.quiet {
         // When stderr is gone, the exit code says the rest.
         let _ = write!(anstream::stderr(), "{}", summary(&outcome));
@@ -66,23 +71,10 @@ fn failed(program: &OsString, error: &DaemonError) -> Failure {
 
 /// Nobody is told of less than what is written: an error anywhere, and the command does not run.
 fn rules(args: &Args) -> Result<Compiled, Failure> {
-    let wrong = |findings: Vec<String>| Failure::new(Exit::No, findings.join("\n"));
-    let mut sources = match &args.policies {
-        Some(directory) => policy_dir::read(directory)
-            .map_err(|problems| wrong(problems.iter().map(ToString::to_string).collect()))?,
-        None => Vec::new(),
-    };
-    sources.extend(given("--deny", "deny", &args.deny));
-    sources.extend(given("--allow", "allow", &args.allow));
-    let told = |errors: Vec<policy::Diagnostic>| wrong(errors.iter().map(ToString::to_string).collect());
-    let parsed = policy::parse(&sources).map_err(told)?;
-    let (lists, _, problems) = policy_dir::read_lists(&parsed.set);
-    if !problems.is_empty() {
-        return Err(wrong(problems.iter().map(ToString::to_string).collect()));
-    }
-    let key = crate::sys::random::key()
-        .map_err(|error| Failure::new(Exit::Failed, format!("no random numbers: {error}")))?;
-    Compiled::with_budget(&parsed.set, &lists, key, &beside(), Budget::default()).map_err(told)
+    let given = [given("--deny", "deny", &args.deny), given("--allow", "allow", &args.allow)];
+    let given: Vec<Source> = given.into_iter().flatten().collect();
+    let rules = rules::read(args.policies.as_deref(), &given, Distrust::Refuse, &beside()).rules;
+    Ok(rules.map_err(|errors| Failure::new(Exit::No, rules::lines(&errors)))?.compiled)
 }
 
 /// What stands on the command line, as a policy file of that name.
@@ -140,6 +132,7 @@ fn line(to: &Destination, count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::policy;
 
     #[test]
     fn the_command_line_is_a_policy() {

@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::client::{Client, Connection, strange};
-use super::{BAD, Exit, Failure, GOOD, WARN, beside, print, print_json};
+use super::{BAD, Exit, Failure, GOOD, WARN, beside, print, print_json, settings};
 use crate::api::{Reply, Request};
+use crate::config::DefaultVerdict;
 use crate::engine::compile::Compiled;
 use crate::engine::explain::{self, Address, Asked, Explanation, Known, Says};
 use crate::engine::format::text::{self, Stamp};
-use crate::engine::policy;
 use crate::engine::record::Event;
-use crate::engine::tables::Budget;
-use crate::sys::policy_dir;
+use crate::sys::policy_dir::Distrust;
+use crate::sys::rules;
 use crate::sys::sockets;
 
 /// Say why a name, an address, a process' connections or an event's destination are denied, or are not
@@ -27,6 +27,9 @@ pub(super) struct Args {
     /// Ask the policy files of this directory, not the daemon
     #[arg(long, value_name = "DIR")]
     policies: Option<PathBuf>,
+    /// With --policies: the verdict on what no rule names [default: as in the settings]
+    #[arg(long, value_enum, requires = "policies", value_name = "VERDICT", hide_possible_values = true)]
+    default: Option<DefaultVerdict>,
     #[command(flatten)]
     connection: Connection,
 }
@@ -78,7 +81,8 @@ fn no_process(pid: u32, error: &std::io::Error) -> Failure {
 /// Who is asked.
 enum Explain {
     Daemon(Client),
-    Files(Box<Compiled>),
+    /// And what becomes of a destination that they do not name.
+    Files(Box<Compiled>, DefaultVerdict),
 }
 
 impl Explain {
@@ -86,22 +90,13 @@ impl Explain {
         let Some(directory) = &args.policies else {
             return Ok(Self::Daemon(Client::connect(&args.connection, config)?));
         };
-        let wrong = |findings: Vec<String>| Failure::new(Exit::No, findings.join("\n"));
-        let (sources, problems) = policy_dir::scan(directory);
-        let usable = |problem: &policy_dir::Problem| problem.kind == policy_dir::ProblemKind::Untrusted;
-        if problems.iter().any(|problem| !usable(problem)) {
-            return Err(wrong(problems.iter().map(ToString::to_string).collect()));
-        }
-        let told = |errors: Vec<policy::Diagnostic>| wrong(errors.iter().map(ToString::to_string).collect());
-        let parsed = policy::parse(&sources).map_err(told)?;
-        let (lists, _, problems) = policy_dir::read_lists(&parsed.set);
-        if problems.iter().any(|problem| !usable(problem)) {
-            return Err(wrong(problems.iter().map(ToString::to_string).collect()));
-        }
-        // Nobody else learns of this table: it needs no secret key.
-        Ok(Self::Files(Box::new(
-            Compiled::with_budget(&parsed.set, &lists, [0; 2], &beside(), Budget::default()).map_err(told)?,
-        )))
+        let default = match args.default {
+            Some(default) => default,
+            None => settings(config, Distrust::Ignore)?.default,
+        };
+        let rules = rules::read(Some(directory), &[], Distrust::Ignore, &beside()).rules;
+        let rules = rules.map_err(|errors| Failure::new(Exit::No, rules::lines(&errors)))?;
+        Ok(Self::Files(Box::new(rules.compiled), default))
     }
 
     fn ask(&mut self, what: &str) -> Result<(Explanation, Option<Box<Event>>), Failure> {
@@ -110,9 +105,13 @@ impl Explain {
                 Reply::Explained(explanation, event) => Ok((*explanation, event)),
                 _ => Err(strange("no explanation")),
             },
-            Self::Files(compiled) => {
+            Self::Files(compiled, default) => {
                 let asked = Asked::new(what).map_err(|error| Failure::new(Exit::Usage, error))?;
-                Ok((explain::explain(&asked, &Known { compiled, running: None }), None))
+                let mut explanation = explain::explain(&asked, &Known { compiled, running: None });
+                if *default == DefaultVerdict::Deny {
+                    explanation.deny_by_default();
+                }
+                Ok((explanation, None))
             }
         }
     }

@@ -26,7 +26,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::config::{self, Config};
 use crate::engine::compile::Beside;
 use crate::sys::accounts::Accounts;
-use crate::sys::policy_dir::{self, Problem, ProblemKind};
+use crate::sys::policy_dir::{self, Distrust, Problem, ProblemKind};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -157,13 +157,6 @@ fn print(text: &str) -> Result<(), Failure> {
 
 fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     print(&serde_json::to_string_pretty(value).map_err(io::Error::from)?)
-}
-
-/// Who may write the settings decides what is denied: `Distrust::Refuse` is for those who act on them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Distrust {
-    Refuse,
-    Ignore,
 }
 
 /// The settings; the defaults if no file is named and none is at the usual place.

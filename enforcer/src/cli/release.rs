@@ -3,8 +3,9 @@
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::{Distrust, Exit, Failure, print, settings};
+use super::{Exit, Failure, print, settings};
 use crate::sys::bpf;
+use crate::sys::policy_dir::Distrust;
 
 /// Let go of what a stopped daemon left enforced
 ///

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{Distrust, Exit, Failure, settings};
+use super::{Exit, Failure, settings};
 use crate::daemon;
 use crate::sys::log;
+use crate::sys::policy_dir::Distrust;
 use crate::sys::preflight::Preflight;
 
 /// Enforce and report, in the foreground, until told to stop

@@ -102,7 +102,7 @@ pub enum Mode {
 }
 
 /// Of a destination that no rule speaks of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum DefaultVerdict {
     Allow,
     Deny,

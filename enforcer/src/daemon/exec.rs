@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::DaemonError;
 use super::installer::Installer;
-use crate::config::Config;
+use crate::config::{Config, DefaultVerdict};
 use crate::engine::compile::Compiled;
 use crate::engine::record::{Event, VerdictName};
 use crate::engine::state::{Facts, State};
@@ -62,7 +62,11 @@ pub struct Destination {
 
 /// Runs the command until it ends, and what it left running in its control group with it. To be called before any
 /// thread is started.
-pub fn exec(compiled: Compiled, command: &mut Command) -> Result<Outcome, DaemonError> {
+pub fn exec(
+    compiled: Compiled,
+    default: DefaultVerdict,
+    command: &mut Command,
+) -> Result<Outcome, DaemonError> {
     let preflight = Preflight::read("/".as_ref());
     let lacking = preflight.problems().into_iter().filter(|problem| problem.fatal);
     let lacking: Vec<String> = lacking.map(|problem| problem.to_string()).collect();
@@ -91,7 +95,7 @@ pub fn exec(compiled: Compiled, command: &mut Command) -> Result<Outcome, Daemon
         read_kernel: preflight.lockdown.as_deref() != Some("confidentiality"),
         lifetime: Lifetime { floor: seconds(config.ttl_floor), cap: seconds(config.ttl_cap) },
         audit: false,
-        default_deny: false,
+        default_deny: default == DefaultVerdict::Deny,
         egress: true,
         addresses: ADDRESSES,
         ring: RING_BYTES,

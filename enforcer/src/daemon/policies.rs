@@ -1,4 +1,4 @@
-//! From the policy directory to compiled rules: all or nothing.
+//! The policy directory of the daemon: what of it is in force, and what is told of it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,11 @@ use tracing::{error, info, warn};
 use super::last_good::Keeper;
 use crate::api::PolicyStatus;
 use crate::engine::compile::{Beside, Compiled};
-use crate::engine::policy::{self, Diagnostic, Lists, Parsed, Source};
-use crate::engine::tables::Budget;
+use crate::engine::policy::{self, Source};
+use crate::sys::clock;
 use crate::sys::last_good::LastGood;
-use crate::sys::policy_dir::{self, WatchedLists};
-use crate::sys::{clock, random};
+use crate::sys::policy_dir::{Distrust, WatchedLists};
+use crate::sys::rules::{self, Reading, Rules};
 
 pub(super) struct Policies {
     directory: PathBuf,
@@ -30,15 +30,6 @@ pub(super) struct Policies {
     loaded: Option<LastGood>,
     /// The files were read once.
     begun: bool,
-}
-
-/// Everything that the files say.
-struct Read {
-    compiled: Compiled,
-    policies: Vec<Source>,
-    lists: Lists,
-    warnings: Vec<Diagnostic>,
-    digests: HashMap<String, u64>,
 }
 
 impl Policies {
@@ -61,12 +52,14 @@ impl Policies {
     /// for `status`; the rules in force stay. At the start there are none yet: then it is the last good policy.
     pub(super) fn load(&mut self, why: &str, beside: &Beside) -> Option<Compiled> {
         let first = !std::mem::replace(&mut self.begun, true);
-        match self.read(beside) {
-            Ok(read) => {
+        let more: Vec<Source> = self.overlay.iter().cloned().collect();
+        let mut reading = rules::read(Some(&self.directory), &more, Distrust::Refuse, beside);
+        self.lists.set(std::mem::take(&mut reading.listed));
+        match self.take(why, reading) {
+            Ok((compiled, copy)) => {
                 self.status.loads += 1;
                 self.status.error = None;
                 self.status.last_good = None;
-                let (compiled, copy) = self.take(why, read);
                 // What is on trial is not what the files say.
                 self.loaded = self.overlay.is_none().then_some(copy);
                 Some(compiled)
@@ -86,9 +79,11 @@ impl Policies {
         }
     }
 
-    fn take(&mut self, why: &str, read: Read) -> (Compiled, LastGood) {
-        let Read { compiled, policies, lists, warnings, digests } = read;
-        for warning in warnings.iter().chain(compiled.warnings()) {
+    /// What can be put in force, and a copy of what it was read from; or everything that is wrong.
+    fn take(&mut self, why: &str, reading: Reading) -> Result<(Compiled, LastGood), String> {
+        let Reading { sources: policies, rules, warnings, .. } = reading;
+        let Rules { compiled, set, lists } = rules.map_err(|errors| rules::lines(&errors))?;
+        for warning in warnings {
             warn!("{warning}");
         }
         let (counts, files) = (compiled.counts(), policies.len());
@@ -101,20 +96,20 @@ impl Policies {
         self.status.states = counts.states;
         self.status.late_globs = counts.late_globs;
         self.status.skipped_lines = counts.skipped;
-        self.digests = digests;
+        self.digests = policy::digests(&set, &lists);
         self.loaded_at = clock::boot_ns();
         info!(why, files, rules = counts.rules, patterns = counts.patterns, "policies loaded");
-        (compiled, LastGood { saved: clock::wall_now() / 1_000_000_000, policies, lists })
+        Ok((compiled, LastGood { saved: clock::wall_now() / 1_000_000_000, policies, lists }))
     }
 
     /// The policy that was last in force before this start.
     fn last_good(&mut self, beside: &Beside) -> Option<Compiled> {
         let copy = self.keeper.read()?;
         let saved = clock::wall_seconds(copy.saved);
-        match of_copy(copy, beside) {
-            Ok(read) => {
+        match self.take("last good policy", rules::of_copy(copy, beside)) {
+            Ok((compiled, _)) => {
                 self.status.last_good = Some(saved);
-                Some(self.take("last good policy", read).0)
+                Some(compiled)
             }
             Err(report) => {
                 error!("the last good policy cannot be enforced any more:\n{report}");
@@ -148,44 +143,4 @@ impl Policies {
         let age = clock::boot_ns().saturating_sub(self.loaded_at) / 1_000_000_000;
         PolicyStatus { loaded_seconds_ago: age, ..self.status.clone() }
     }
-}
-
-impl Policies {
-    fn read(&self, beside: &Beside) -> Result<Read, String> {
-        let mut sources = policy_dir::read(&self.directory).map_err(lines)?;
-        if let Some(overlay) = &self.overlay {
-            sources.retain(|source| source.path != overlay.path);
-            sources.push(overlay.clone());
-        }
-        let parsed = policy::parse(&sources).map_err(lines)?;
-        let (lists, listed, problems) = policy_dir::read_lists(&parsed.set);
-        // Also those that cannot be used, so that mending them is noticed.
-        self.lists.set(listed);
-        if !problems.is_empty() {
-            return Err(lines(problems));
-        }
-        compile(sources, parsed, lists, beside)
-    }
-}
-
-/// By the same rules as the files themselves.
-fn of_copy(copy: LastGood, beside: &Beside) -> Result<Read, String> {
-    let parsed = policy::parse(&copy.policies).map_err(lines)?;
-    if let Some((path, _)) = parsed.set.lists().into_iter().find(|(path, _)| !copy.lists.0.contains_key(path))
-    {
-        return Err(format!("it lacks the list {path}"));
-    }
-    compile(copy.policies, parsed, copy.lists, beside)
-}
-
-fn compile(policies: Vec<Source>, parsed: Parsed, lists: Lists, beside: &Beside) -> Result<Read, String> {
-    let key = random::key().map_err(|error| format!("no random numbers: {error}"))?;
-    let compiled =
-        Compiled::with_budget(&parsed.set, &lists, key, beside, Budget::default()).map_err(lines)?;
-    let digests = policy::digests(&parsed.set, &lists);
-    Ok(Read { compiled, policies, lists, warnings: parsed.warnings, digests })
-}
-
-fn lines<T: ToString>(items: Vec<T>) -> String {
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }

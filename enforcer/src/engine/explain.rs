@@ -55,11 +55,15 @@ pub struct Explanation {
 }
 
 impl Explanation {
-    /// `default = "deny"`: what no rule speaks of is refused, but for what a host cannot live without.
+    /// `default = "deny"`: what no rule speaks of is refused, but for this host itself. Told for all ports: DNS to the
+    /// host's resolvers passes nevertheless.
     pub fn deny_by_default(&mut self) {
-        let addresses = self.addresses.iter_mut().map(|address| (&address.rule, &mut address.verdict));
-        for (rule, told) in addresses.chain([(&self.rule, &mut self.verdict)]) {
-            if rule.is_none() {
+        let itself = |address: IpAddr| Addr::from(address).is_loopback();
+        let own = self.what.parse().is_ok_and(itself);
+        let addresses = self.addresses.iter_mut();
+        let addresses = addresses.map(|one| (itself(one.address), &one.rule, &mut one.verdict));
+        for (own, rule, told) in addresses.chain([(own, &self.rule, &mut self.verdict)]) {
+            if rule.is_none() && !own {
                 *told = verdict(Verdict::Deny).into();
             }
         }
@@ -367,7 +371,7 @@ hosts = ['*.example']
 
     #[test]
     fn from_files_alone() {
-        let rows: [(&str, &str, Option<&str>, &[&str]); 7] = [
+        let rows: [(&str, &str, Option<&str>, &[&str]); 9] = [
             (
                 "X.ads.example.",
                 "deny",
@@ -389,6 +393,8 @@ hosts = ['*.example']
             ("192.0.2.7", "deny", Some("ads"), &["!deny ads p.toml:2:8 192.0.2.0/24"]),
             ("::ffff:192.0.2.7", "deny", Some("ads"), &["!deny ads p.toml:2:8 192.0.2.0/24"]),
             ("198.51.100.1", "allow", None, &[]),
+            ("127.0.0.1", "allow", None, &[]),
+            ("::1", "allow", None, &[]),
         ];
         for (what, verdict, rule, says) in rows {
             let explanation = from_files(what);
@@ -401,7 +407,10 @@ hosts = ['*.example']
             assert!(!explanation.dns_known);
             let mut denied = explanation.clone();
             denied.deny_by_default();
-            assert_eq!(denied.verdict, if rule.is_none() { "deny" } else { verdict }, "{what} by default");
+            let open = rule.is_some() || ["127.0.0.1", "::1"].contains(&what);
+            assert_eq!(denied.verdict, if open { verdict } else { "deny" }, "{what} by default");
+            let addresses = denied.addresses.iter().map(|address| address.verdict.as_str());
+            assert!(addresses.into_iter().all(|told| told == denied.verdict), "{what} by default");
         }
         assert!(Asked::new("a b").is_err() || Asked::new("a..b").is_err());
     }

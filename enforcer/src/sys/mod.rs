@@ -21,6 +21,7 @@ pub mod process;
 pub mod random;
 pub mod ring;
 pub mod routes;
+pub mod rules;
 pub mod sink;
 pub mod sockets;
 pub mod state_file;

@@ -11,13 +11,14 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::events::parse_filter;
-use super::{Distrust, Exit, Failure, print, print_json, settings};
+use super::{Exit, Failure, print, print_json, settings};
 use crate::config::Output;
 use crate::engine::filter::Filter;
 use crate::engine::format::Format;
 use crate::engine::record::Event;
 use crate::engine::summary::Summary;
 use crate::sys::clock;
+use crate::sys::policy_dir::Distrust;
 
 /// Longer lines are no events.
 const MAX_LINE: u64 = 1 << 20;

@@ -44,6 +44,15 @@ pub enum ProblemKind {
     Unreadable,
 }
 
+/// Who may write a file decides what is denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distrust {
+    /// For those who act on it.
+    Refuse,
+    /// For those who only look at it.
+    Ignore,
+}
+
 impl Problem {
     /// In the form of the policy parser's findings.
     pub fn as_finding(&self, severity: &str) -> String {
@@ -57,13 +66,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Every policy file of the directory in name order, or everything that is wrong with them.
-pub fn read(dir: &Path) -> Result<Vec<Source>, Vec<Problem>> {
-    let (sources, problems) = scan(dir);
-    if problems.is_empty() { Ok(sources) } else { Err(problems) }
-}
-
-/// What can be read (untrusted files too), and what is wrong.
+/// Every policy file of the directory in name order, as far as it can be read (untrusted ones too), and what is wrong.
 pub fn scan(dir: &Path) -> (Vec<Source>, Vec<Problem>) {
     let mut problems = Vec::new();
     let paths = list(dir).unwrap_or_else(|problem| {
@@ -241,6 +244,11 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+
+    fn read(dir: &Path) -> Result<Vec<Source>, Vec<Problem>> {
+        let (sources, problems) = scan(dir);
+        if problems.is_empty() { Ok(sources) } else { Err(problems) }
+    }
 
     fn dir(files: &[&str]) -> TempDir {
         let dir = tempfile::tempdir().unwrap();

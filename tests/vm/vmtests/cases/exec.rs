@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ const MANY: usize = 10;
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("exec_refuses_tells_and_exits_as_the_command", refuses),
+        test("exec_default_deny_lets_pass_what_is_allowed", default_deny),
         test("exec_holds_for_children_and_python", children),
         test("exec_is_nested", nested),
         test("exec_many_at_once", many).patient(120),
@@ -92,6 +94,47 @@ fn refuses() -> Result<()> {
         Command::new("curl").args(["-sS", "--max-time", "10", &url(BAD, &server)]).output()?.status.success(),
         "refused outside of exec"
     );
+    nothing_is_left()
+}
+
+/// Only what is named, on the command line or in files; loopback and DNS without a word.
+fn default_deny() -> Result<()> {
+    let server = Server::start()?;
+    let _resolver = resolver()?;
+    let policies = "/run/exec-policies";
+    fs::create_dir_all(policies)?;
+    fs::write(
+        format!("{policies}/a.toml"),
+        format!("[[rule]]\nname = \"good\"\naction = \"allow\"\nhosts = [\"{GOOD}\"]\n"),
+    )?;
+    let get = |more: &[&str], url: &str| {
+        run(&[more, &["--default", "deny", "--", "curl", "-sS", "-4", "--max-time", "10", url]].concat())
+    };
+    for allowed in [["--allow", GOOD], ["--policies", policies], ["--allow", "203.0.113.10"]] {
+        let (code, out, told) = get(&allowed, &url(GOOD, &server))?;
+        ensure!(code == 0 && out == "ok\n" && told.contains(" 0 refused"), "{allowed:?}: {code} {told}");
+        let (code, out, told) = get(&allowed, &url(BAD, &server))?;
+        ensure!(code == 7 && out.is_empty(), "{allowed:?}: {code} {out} {told}");
+        let line = format!("refused {BAD_V4}:{} bad.example by default", server.port());
+        ensure!(told.contains(&line), "{allowed:?}: {told}");
+        // By address: no name leads there.
+        let (code, _, told) = get(&allowed, &format!("http://{BAD_V4}:{}/", server.port()))?;
+        ensure!(code == 7 && told.contains("(no name) by default"), "{allowed:?}: {code} {told}");
+    }
+    let local = TcpListener::bind("127.0.0.1:0")?;
+    let connect = format!(
+        "import socket; socket.create_connection(('127.0.0.1', {}), timeout=5); print('local')",
+        local.local_addr()?.port()
+    );
+    let (code, out, told) = run(&["--default", "deny", "--", "python3", "-c", &connect])?;
+    ensure!(code == 0 && out == "local\n", "{code} {out} {told}");
+    // Without a rule, and inside of one that would let it pass.
+    let inner = ["/payload/enforcer", "exec", "-q", "--", "curl", "-sS", "-4", "--max-time", "10"];
+    let url = url(GOOD, &server);
+    let (code, ..) = run(&[&["-q", "--default", "deny", "--"], &inner[..], &[&url]].concat())?;
+    ensure!(code == 7, "what stands inside opened what is closed outside: {code}");
+    let (code, _, told) = run(&["--default", "maybe", "--", "true"])?;
+    ensure!(code == 2 && told.contains("maybe"), "{code} {told}");
     nothing_is_left()
 }
 
