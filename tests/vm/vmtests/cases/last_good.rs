@@ -3,6 +3,7 @@
 //! A stop lets go of everything, so that a start after it finds what a boot finds: files, and nothing in the kernel.
 
 use std::fs;
+use std::io;
 use std::net::{IpAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("a_policy_that_was_taken_away_does_not_come_back", taken_away),
         test("a_policy_on_trial_is_no_last_good_one", on_trial),
         test("a_copy_that_others_may_write_is_not_enforced", untrusted),
+        test("an_error_in_the_settings_leaves_in_force_what_is_pinned", broken_settings),
     ]
 }
 
@@ -42,8 +44,11 @@ fn kept(setup: &Setup, word: &str) -> Result<()> {
 fn free(setup: &Setup, name: &str, address: IpAddr) -> Result<()> {
     lookup(name)?;
     // What the kernel knows of the answer it knew before `lookup` did.
-    let connected = UdpSocket::bind("0.0.0.0:0")?.connect((address, 9));
-    connected.with_context(|| format!("{name} is denied: {:?}", setup.denied()))
+    connect(address).with_context(|| format!("{name} is denied: {:?}", setup.denied()))
+}
+
+fn connect(address: IpAddr) -> io::Result<()> {
+    UdpSocket::bind("0.0.0.0:0")?.connect((address, 9))
 }
 
 fn broken_files() -> Result<()> {
@@ -145,5 +150,26 @@ fn untrusted() -> Result<()> {
     ensure!(policy.last_good.is_none() && policy.rules == 0, "{policy:?}");
     ensure!(setup.log().contains("remove it"), "{}", setup.log());
     free(&setup, BAD, BAD_V4)?;
+    daemon.stop()
+}
+
+fn broken_settings() -> Result<()> {
+    let _resolver = resolver()?;
+    let setup = setup("")?;
+    setup.write_policy("deny.toml", &deny(BAD))?;
+    let daemon = setup.start()?;
+    learn(&setup, BAD, BAD_V4)?;
+    daemon.kill()?;
+    let file = setup.directory.join("enforcer.toml");
+    let settings = fs::read_to_string(&file)?;
+    fs::write(&file, format!("defualt = \"deny\"\n{settings}"))?;
+    let ran = setup.command(&["run"])?;
+    let words = String::from_utf8_lossy(&ran.stderr);
+    ensure!(ran.status.code() == Some(2) && words.contains("enforcer.toml:1:1"), "{ran:?}");
+    let error = connect(BAD_V4).err().and_then(|error| error.raw_os_error());
+    ensure!(error == Some(libc::EPERM), "{error:?}, not EPERM");
+    fs::write(&file, settings)?;
+    let daemon = setup.start()?;
+    ensure!(setup.status()?.map.adopted >= 1, "{:?}", setup.status()?.map);
     daemon.stop()
 }
