@@ -90,8 +90,10 @@ impl Watch {
         let (sender, notices) = channel();
         let seen = sender.clone();
         let notifier = notify::recommended_watcher(move |event| {
-            // The receiver is gone when the watch ends.
-            let _ = seen.send(Notice::Seen(event));
+            if !is_reading(&event) {
+                // The receiver is gone when the watch ends.
+                let _ = seen.send(Notice::Seen(event));
+            }
         });
         let mut watch = Self {
             dir: dir.to_owned(),
@@ -158,16 +160,11 @@ impl Watch {
 
     fn is_edit(&self, notice: &notify::Result<notify::Event>) -> bool {
         let Ok(event) = notice else { return true };
-        // Our own reading is seen as well.
-        let written = match event.kind {
-            EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
-            _ => true,
-        };
         let is_policy = |path: &PathBuf| {
             path.parent().and_then(|parent| self.armed.get(parent)).is_some_and(|place| place.holds_policies)
                 && (path.file_name().is_some_and(is_policy_name) || self.is_list(path))
         };
-        event.need_rescan() || written && event.paths.iter().any(is_policy)
+        event.need_rescan() || event.paths.iter().any(is_policy)
     }
 
     /// By its name: the directory is known to hold one.
@@ -214,6 +211,13 @@ impl Watch {
         }
         self.blind = true;
     }
+}
+
+/// Somebody only reads, we ourselves among others. That must not count as unrest: every `enforcer status` reads the
+/// configuration beside the policies, and who asks often would hold up an edit.
+fn is_reading(notice: &notify::Result<notify::Event>) -> bool {
+    let kind = notice.as_ref().map(|event| event.kind);
+    matches!(kind, Ok(EventKind::Access(kind)) if kind != AccessKind::Close(AccessMode::Write))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -378,6 +382,23 @@ mod tests {
         fs::write(dir.etc("p/notes.txt"), "").unwrap();
         fs::write(dir.etc("enforcer.toml"), "").unwrap();
         dir.unseen().await;
+    }
+
+    #[test]
+    fn reading_is_no_unrest() {
+        let etc = tempfile::tempdir().unwrap();
+        let dir = etc.path().join("p");
+        fs::create_dir(&dir).unwrap();
+        let files = [etc.path().join("enforcer.toml"), dir.join("a.toml")];
+        files.iter().for_each(|file| fs::write(file, "1").unwrap());
+        let mut watch = Watch::new(&dir);
+        watch.arm();
+        files.iter().for_each(|file| drop(fs::read(file).unwrap()));
+        assert!(watch.notices.recv_timeout(QUIET).is_err(), "an edit would wait until nobody reads any more");
+        for file in files {
+            fs::write(file, "2").unwrap();
+            assert!(watch.notices.recv_timeout(PATIENCE).is_ok());
+        }
     }
 
     #[tokio::test]
