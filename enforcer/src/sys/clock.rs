@@ -1,5 +1,7 @@
 //! The one file that asks the clocks. Everything else takes time as an argument.
 
+use std::cell::RefCell;
+
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -45,7 +47,22 @@ fn wall_ns(real_now: i128, boot_now: i128, stamp_ns: u64) -> i128 {
 fn rfc3339(ns: i128) -> String {
     // Out of jiff's range only for a stamp that no clock gave; the epoch is then as good as anything.
     let time = Timestamp::from_nanosecond(ns).unwrap_or(Timestamp::UNIX_EPOCH);
-    format!("{time:.9}")
+    // Never negative in the range of clocks that run; before 1970 jiff counts towards 1970.
+    let (second, nanosecond) = (time.as_second(), time.subsec_nanosecond());
+    if nanosecond < 0 {
+        return format!("{time:.9}");
+    }
+    SECOND.with_borrow_mut(|(known, date)| {
+        if *known != Some(second) {
+            (*known, *date) = (Some(second), format!("{time:.0}"));
+        }
+        format!("{}.{nanosecond:09}Z", date.trim_end_matches('Z'))
+    })
+}
+
+thread_local! {
+    /// The second that was written last, and how: of a hundred thousand events a second one needs a calendar.
+    static SECOND: RefCell<(Option<i64>, String)> = const { RefCell::new((None, String::new())) };
 }
 
 #[cfg(test)]
@@ -68,6 +85,10 @@ mod tests {
     fn nanoseconds_are_always_written_and_nonsense_does_not_panic() {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000000000Z");
         assert_eq!(rfc3339(i128::MAX), "1970-01-01T00:00:00.000000000Z");
+        for ns in [-1, 999_999_999, 1_000_000_000, 1_000_000_001, 1, 1_700_000_000_123_456_789] {
+            let time = Timestamp::from_nanosecond(ns).unwrap();
+            assert_eq!(rfc3339(ns), format!("{time:.9}"), "{ns}");
+        }
         assert_eq!(wall_time(boot_ns()).len(), "1970-01-01T00:00:00.000000000Z".len());
     }
 
