@@ -1,6 +1,7 @@
 //! Globs as automata: as few as the budget allows, minimised, their states laid out for the kernel.
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 
 use enforcer_common::name::{AUTOMATA, BLOCK, Header, Match};
 
@@ -181,10 +182,19 @@ impl Trie {
 }
 
 /// What is known after some bytes: what is said whatever follows, and the places that can still say more.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct State {
     said: Match,
     nodes: Vec<u32>,
+}
+
+impl Hash for State {
+    /// Without the seats, which are empty nearly always, and would take longer than all the rest.
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let Match { allow, deny, audit, .. } = self.said;
+        [allow, deny, audit].hash(hasher);
+        self.nodes.hash(hasher);
+    }
 }
 
 impl State {
@@ -199,7 +209,7 @@ impl State {
                 said = said.merge(node.ends);
             }
         }
-        nodes.retain(|node| said.merge(trie.0[*node as usize].best) != said);
+        nodes.retain(|node| betters(&trie.0[*node as usize].best, &said));
         nodes.sort_unstable();
         nodes.dedup();
         Self { said, nodes }
@@ -212,6 +222,14 @@ impl State {
     fn is_dead(&self) -> bool {
         self.said.is_none() && self.nodes.is_empty()
     }
+}
+
+/// Whether `said` would be another with `more` in it.
+fn betters(more: &Match, said: &Match) -> bool {
+    more.allow < said.allow
+        || more.deny < said.deny
+        || more.audit < said.audit
+        || (!more.conditional.is_none() && said.merge(*more) != *said)
 }
 
 /// An automaton with its states numbered from 1 in the order in which they are reached; 0 is dead.
@@ -311,22 +329,31 @@ fn explore(trie: &Trie, classes: &Classes, most: usize, steps: &mut usize) -> Op
     let mut reached = Vec::new();
     while let Some(state) = order.get(machine.next.len()).cloned() {
         let mut row = Vec::with_capacity(classes.bytes.len());
+        // Where the bytes lead that no edge is for: mostly nearly all.
+        let mut elsewhere = None;
         for leads in &leads {
             reached.clear();
+            let mut moves = false;
             for node in &state.nodes {
                 reached.extend(trie.0[*node as usize].loops.then_some(*node));
                 reached.extend(&leads[*node as usize]);
+                moves |= !leads[*node as usize].is_empty();
             }
             *steps = steps.checked_sub(reached.len() + 1)?;
-            let next = State::new(trie, state.said, &reached);
-            if next.is_dead() {
-                row.push(0);
+            if let (Some(known), false) = (elsewhere, moves) {
+                row.push(known);
                 continue;
             }
-            let number = *numbers.entry(next).or_insert_with_key(|next| {
-                order.push(next.clone());
-                order.len() as u32
-            });
+            let next = State::new(trie, state.said, &reached);
+            let number = if next.is_dead() {
+                0
+            } else {
+                *numbers.entry(next).or_insert_with_key(|next| {
+                    order.push(next.clone());
+                    order.len() as u32
+                })
+            };
+            elsewhere = if moves { elsewhere } else { Some(number) };
             row.push(number);
         }
         if order.len() > most {

@@ -28,6 +28,14 @@ struct Named {
     except: bool,
 }
 
+impl Named {
+    /// A small number for everything but the domain.
+    fn kind(&self) -> usize {
+        let Self { hash: _, rule, itself, below, except } = *self;
+        rule as usize * 8 + usize::from(itself) * 4 + usize::from(below) * 2 + usize::from(except)
+    }
+}
+
 /// Patterns on their way into a table.
 #[derive(Debug)]
 pub(super) struct Names {
@@ -79,14 +87,26 @@ impl Names {
     pub(super) fn build(mut self, sayings: &mut Sayings, said: impl Fn(u32, bool) -> Match) -> Made {
         self.all.sort_unstable();
         let mut domains = Vec::with_capacity(self.all.len());
+        // What is said of a domain that stands once, as nearly all do: by `Named::kind`.
+        let mut known: Vec<Option<u32>> = Vec::new();
         for one in self.all.chunk_by(|a, b| a.hash == b.hash) {
+            let kind = (one.len() == 1).then(|| one[0].kind());
+            if let Some(Some(index)) = kind.and_then(|kind| known.get(kind)) {
+                domains.push((one[0].hash, index + 1));
+                continue;
+            }
             let mut domain = Domain::NONE;
             for named in one {
                 let said = said(named.rule, named.except);
                 domain.itself = if named.itself { domain.itself.merge(said) } else { domain.itself };
                 domain.below = if named.below { domain.below.merge(said) } else { domain.below };
             }
-            domains.push((one[0].hash, sayings.index(domain) + 1));
+            let index = sayings.index(domain);
+            domains.push((one[0].hash, index + 1));
+            if let Some(kind) = kind {
+                known.resize(known.len().max(kind + 1), None);
+                known[kind] = Some(index);
+            }
         }
         // Before the table is made: both at once would be the most memory that a reload takes.
         drop(self.all);
