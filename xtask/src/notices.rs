@@ -13,6 +13,17 @@ const HEAD: &str = "\
 enforcer is dual-licensed under MIT or Apache-2.0; its eBPF object is GPL-2.0-only. It contains the following
 Rust packages, and the Rust standard library (MIT OR Apache-2.0, https://github.com/rust-lang/rust).
 ";
+/// Data inside of packages whose licence no file of theirs states.
+const DATA: [(&str, &str); 1] = [(
+    "psl",
+    "the Public Suffix List, https://publicsuffix.org/list/public_suffix_list.dat: MPL-2.0
+
+This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0. If a copy of the MPL was not
+distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+The package holds the list as code and as data/rules.txt; its source, which is that of the list in this form, is at
+https://crates.io/crates/psl.",
+)];
 const RULE: &str = "\n--------------------------------------------------------------------------------\n";
 
 /// One text for both, each licence once.
@@ -33,6 +44,12 @@ pub(crate) fn notices(root: &Path) -> Result<String> {
         for licence in files(package)? {
             texts.entry(licence).or_default().insert(name.clone());
         }
+    }
+    for (package, notice) in DATA {
+        let holder = packages.keys().find(|name| name.split(' ').next() == Some(package));
+        let holder =
+            holder.with_context(|| format!("{package} is not linked any more: take it out of DATA"))?;
+        texts.entry(notice.to_owned()).or_default().insert(holder.clone());
     }
     let mut by_users: Vec<_> = texts.into_iter().collect();
     by_users.sort_by(|(a, one), (b, other)| (one, a).cmp(&(other, b)));
@@ -113,6 +130,8 @@ mod tests {
         for name in ["proptest ", "tempfile ", "enforcer ", "clap_mangen "] {
             assert!(!text.contains(&format!("\n{name}")), "{name}");
         }
+        let list = text.split(RULE).find(|part| part.contains("Public Suffix List"));
+        assert!(list.is_some_and(|list| list.starts_with("psl ") && list.contains("Mozilla Public License")));
         assert!(text.contains("Permission is hereby granted") && text.contains("Apache License"));
     }
 }
