@@ -141,6 +141,9 @@ pub struct PolicyStatus {
     pub directory: String,
     pub files: usize,
     pub rules: usize,
+    /// Of these: with ports, protocols or a scope; and how many of them there may be.
+    pub conditional: usize,
+    pub conditional_capacity: usize,
     /// Host patterns, as rules and their lists write them.
     pub patterns: usize,
     /// Different domains in the kernel's table.
@@ -268,6 +271,9 @@ pub struct Denied {
     pub rule: String,
     /// `deny` or `audit`.
     pub verdict: String,
+    /// The rule's ports, protocols and scope, in words: it is denied to those connects only. Absent: to all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<String>,
     /// Absent: as long as the rule exists.
     pub expires_in_seconds: Option<u64>,
 }

@@ -117,6 +117,7 @@ fn denied_lists_as_a_table_or_json() {
         names: vec!["a.example".into()],
         rule: "r".into(),
         verdict: "deny".into(),
+        conditions: None,
         expires_in_seconds: Some(60),
     };
     let daemon = Daemon::start(active(true), vec![entry.clone()]);

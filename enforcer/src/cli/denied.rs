@@ -27,13 +27,16 @@ pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
     Ok(Exit::Yes)
 }
 
-const HEADER: [&str; 5] = ["ADDRESS", "NAMES", "RULE", "VERDICT", "EXPIRES IN"];
+const HEADER: [&str; 6] = ["ADDRESS", "NAMES", "RULE", "VERDICT", "EXPIRES IN", "ONLY FOR"];
 
 fn table(entries: &[Denied]) -> String {
     if entries.is_empty() {
         return "no address is denied".into();
     }
-    let header = HEADER.map(str::to_owned);
+    let mut header = HEADER.map(str::to_owned);
+    if entries.iter().all(|entry| entry.conditions.is_none()) {
+        header[5].clear();
+    }
     let rows: Vec<_> = [header].into_iter().chain(entries.iter().map(row)).collect();
     let widths: Vec<_> =
         (0..HEADER.len()).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
@@ -51,7 +54,8 @@ fn row(entry: &Denied) -> [String; HEADER.len()] {
         None => "never (while the rule stands)".into(),
     };
     let names = if names.is_empty() { "-".into() } else { names.join(" < ") };
-    [entry.address.clone(), names, text::word(&entry.rule), entry.verdict.clone(), expires]
+    let conditions = text::escape(entry.conditions.as_deref().unwrap_or_default());
+    [entry.address.clone(), names, text::word(&entry.rule), entry.verdict.clone(), expires, conditions]
 }
 
 #[cfg(test)]
@@ -66,6 +70,7 @@ mod tests {
             names: vec!["tracker.example".into(), "cdn.example".into()],
             rule: "no-trackers".into(),
             verdict: "deny".into(),
+            conditions: None,
             expires_in_seconds: Some(3599),
         };
         let network = Denied {
@@ -74,13 +79,17 @@ mod tests {
             names: Vec::new(),
             expires_in_seconds: None,
             verdict: "audit".into(),
+            conditions: Some("ports 443; users alice".into()),
             ..address.clone()
         };
         let wanted = "\
 ADDRESS        NAMES                          RULE         VERDICT  EXPIRES IN
 192.0.2.10     tracker.example < cdn.example  no-trackers  deny     59m 59s
-2001:db8::/32  -                              no-trackers  audit    never (while the rule stands)";
-        assert_eq!(table(&[address, network]), wanted);
+2001:db8::/32  -                              no-trackers  audit    never (while the rule stands)  ports 443; users alice";
+        let header = format!("{:29}  ONLY FOR", "EXPIRES IN");
+        let wanted = wanted.replacen("EXPIRES IN", &header, 1);
+        assert_eq!(table(&[address.clone(), network]), wanted);
+        assert!(!table(&[address]).contains("ONLY FOR"), "a column for nothing");
         assert_eq!(table(&[]), "no address is denied");
     }
 }

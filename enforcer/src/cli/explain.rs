@@ -145,10 +145,10 @@ fn show(explanation: &Explanation) -> String {
 
 fn rule(out: &mut String, says: &Says) {
     let mark = if says.decides { "=>" } else { "  " };
-    let exception = match () {
-        () if says.action != says.rule_action => " (an exception in its list)",
-        () if says.conditional => ", for some ports, protocols or processes",
-        () => "",
+    let exception = match &says.conditions {
+        _ if says.action != says.rule_action => " (an exception in its list)".to_owned(),
+        Some(conditions) => format!(", for {}", text::escape(conditions)),
+        None => String::new(),
     };
     let _ = writeln!(
         out,

@@ -128,7 +128,12 @@ fn policy_error(f: &mut fmt::Formatter<'_>, policy: &PolicyStatus) -> fmt::Resul
 fn policy_lines(f: &mut fmt::Formatter<'_>, policy: &PolicyStatus) -> fmt::Result {
     let PolicyStatus { files, rules, patterns, networks, .. } = policy;
     let skipped = bad(&[(policy.skipped_lines, "lines of lists skipped")]);
-    writeln!(f, "policy    {rules} rules ({patterns} host patterns, {networks} networks)")?;
+    write!(f, "policy    {rules} rules ({patterns} host patterns, {networks} networks)")?;
+    if policy.conditional > 0 {
+        let (conditional, most) = (policy.conditional, policy.conditional_capacity);
+        write!(f, ", {conditional} of at most {most} with conditions")?;
+    }
+    writeln!(f)?;
     let (loaded, took) = (ago(policy.loaded_seconds_ago), policy.load_milliseconds);
     writeln!(f, "          of {files} files in {}, loaded {loaded} in {took} ms{skipped}", policy.directory)?;
     let late = bad(&[(policy.late_globs as u64, "globs matched late")]);
@@ -297,6 +302,8 @@ warning: do this
         status.dns.unbelieved = [("unasked".to_owned(), 3)].into();
         status.dns.withheld = 2;
         status.policy.late_globs = 1;
+        status.policy.conditional = 3;
+        status.policy.conditional_capacity = 256;
         status.map.answered = 8;
         status.map.answered_capacity = 10;
         status.map.failed_inserts = 5;
@@ -312,6 +319,7 @@ warning: do this
             "\n          11 decided late: 9 segmented, 2 odd name\n",
             "\n          3 not believed: 3 unasked\n",
             ", 2 withheld",
+            "5 networks), 3 of at most 256 with conditions\n",
             "in 17 states, 1 globs matched late\n",
             ", 8 of 10 fresh",
             ", 5 could NOT be denied",

@@ -8,6 +8,7 @@ use tracing::{error, info, warn};
 use super::last_good::Keeper;
 use crate::api::PolicyStatus;
 use crate::engine::compile::{Beside, Compiled};
+use crate::engine::conditions::CONDITIONAL;
 use crate::engine::policy::{self, Source};
 use crate::sys::clock;
 use crate::sys::last_good::LastGood;
@@ -89,6 +90,8 @@ impl Policies {
         let (counts, files) = (compiled.counts(), policies.len());
         self.status.files = files;
         self.status.rules = counts.rules;
+        self.status.conditional = counts.conditional;
+        self.status.conditional_capacity = CONDITIONAL;
         self.status.patterns = counts.patterns;
         self.status.networks = counts.networks;
         self.status.names = counts.names;

@@ -311,6 +311,10 @@ fn denied(daemon: &Daemon) -> Vec<Denied> {
         let name = daemon.state.rule_name(rule);
         name.map_or_else(|| format!("unknown rule {rule:08x}"), str::to_owned)
     };
+    let conditions = |rule: RuleId| {
+        let about = daemon.state.compiled().and_then(|compiled| compiled.rule(rule));
+        about.and_then(|about| about.conditions.as_deref().map(str::to_owned))
+    };
     let address = |claimed: Claimed| {
         let ip = std::net::Ipv6Addr::from(claimed.addr.octets()).to_canonical();
         Denied {
@@ -319,20 +323,22 @@ fn denied(daemon: &Daemon) -> Vec<Denied> {
             names: claimed.names.iter().map(ToString::to_string).collect(),
             rule: rule_name(claimed.rule),
             verdict: verdict(claimed.verdict).into(),
+            conditions: conditions(claimed.rule),
             expires_in_seconds: Some(claimed.until.saturating_sub(now) / SECOND),
         }
     };
     let mut networks: Vec<(&Network, &Entry)> = daemon.installer.networks().iter().collect();
     networks.sort_by_key(|(network, _)| **network);
-    let conditions = daemon.installer.conditions();
+    let table = daemon.installer.conditions();
     let network = |(network, entry): (&Network, &Entry)| {
-        let rules = speaking(entry, conditions, FOREVER - 1);
+        let rules = speaking(entry, table, FOREVER - 1);
         let denied = |(by, rule, _): (Verdict, RuleId, _)| Denied {
             address: network.to_string(),
             ip: None,
             names: Vec::new(),
             rule: rule_name(rule),
             verdict: verdict(by).into(),
+            conditions: conditions(rule),
             expires_in_seconds: None,
         };
         rules.into_iter().map(denied).collect::<Vec<_>>()

@@ -83,9 +83,10 @@ pub struct Says {
     /// The name or the network that it names.
     pub about: String,
     pub decides: bool,
-    /// It has ports, protocols or a scope: it decides about some connects, and before the verdict that is told here.
+    /// Its ports, protocols and scope, in words: it decides about those connects only, and before the verdict that is told
+    /// here. Absent: it has none.
     #[serde(default)]
-    pub conditional: bool,
+    pub conditions: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,7 +214,8 @@ impl Known<'_> {
         let rule = (decision.rule != NO_RULE).then(|| self.rule(decision.rule));
         let verdict = verdict(decision.verdict);
         for one in says.iter_mut() {
-            one.decides = !one.conditional && one.action == verdict && Some(&one.rule) == rule.as_ref();
+            one.decides =
+                one.conditions.is_none() && one.action == verdict && Some(&one.rule) == rule.as_ref();
         }
         Explanation {
             what,
@@ -235,12 +237,13 @@ impl Known<'_> {
             at: self.compiled.rule(rule).map(|rule| rule.origin.to_string()).unwrap_or_default(),
             about: about.to_owned(),
             decides: false,
-            conditional: false,
+            conditions: None,
         };
         let seats = &self.compiled.conditions().table;
         let conditional = by.conditional.iter().filter_map(|seat| {
-            let (rule, action) = (seats.rule(seat), self.compiled.rule(seats.rule(seat))?.action.as_str());
-            Some(Says { conditional: true, ..says((action, rule)) })
+            let (rule, about) = (seats.rule(seat), self.compiled.rule(seats.rule(seat))?);
+            let conditions = about.conditions.as_deref().map(str::to_owned);
+            Some(Says { conditions, ..says((about.action.as_str(), rule)) })
         });
         some.map(says).chain(conditional).collect()
     }

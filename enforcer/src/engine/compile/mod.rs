@@ -132,6 +132,8 @@ pub struct Counts {
 pub struct About {
     pub action: Action,
     pub origin: Origin,
+    /// What must hold beside the destination, in words, if anything must.
+    pub conditions: Option<Box<str>>,
 }
 
 /// A policy set, ready for questions.
@@ -208,7 +210,11 @@ impl Compiled {
             |(rule, said): (&Rule, &Match)| (rule.id, Known { name: rule.name.as_str().into(), said: *said });
         let rules = set.rules.iter().zip(&said).map(known).collect();
         let globs = globs.into_iter().map(|(said, glob)| (said, glob.glob().into())).collect();
-        let about = |rule: &Rule| (rule.id, About { action: rule.action, origin: rule.origin.clone() });
+        let about = |rule: &Rule| {
+            let conditions = &rule.conditions;
+            let conditions = (!conditions.is_empty()).then(|| conditions.to_string().into());
+            (rule.id, About { action: rule.action, origin: rule.origin.clone(), conditions })
+        };
         let about = set.rules.iter().map(about).collect();
         Ok(Self {
             rules,

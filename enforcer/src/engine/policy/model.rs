@@ -12,6 +12,7 @@ use ipnetwork::IpNetwork;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::super::record::protocol_name;
 use super::lists::{ListFormat, Lists, Said};
 use super::pattern::Pattern;
 
@@ -79,6 +80,37 @@ impl Conditions {
     }
 }
 
+/// Of each kind so many are told.
+const TOLD: usize = 8;
+
+/// In words, for those who look: `ports 443, 8000-8999; protocols tcp; users alice`.
+impl fmt::Display for Conditions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Scope { users, groups, units, cgroups, executables } = &self.scope;
+        let mut all = Vec::new();
+        all.extend(told("ports", &self.ports, |ports| match (ports.start(), ports.end()) {
+            (first, last) if first == last => first.to_string(),
+            (first, last) => format!("{first}-{last}"),
+        }));
+        all.extend(told("protocols", &self.protocols, |protocol| protocol_name(*protocol).into_owned()));
+        all.extend(told("users", users, Account::to_string));
+        all.extend(told("groups", groups, Account::to_string));
+        for (kind, written) in [("units", units), ("cgroups", cgroups), ("executables", executables)] {
+            all.extend(told(kind, written, String::clone));
+        }
+        f.write_str(&all.join("; "))
+    }
+}
+
+fn told<T>(kind: &str, all: &[T], text: impl FnMut(&T) -> String) -> Option<String> {
+    let more = match all.len().saturating_sub(TOLD) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let some: Vec<String> = all.iter().take(TOLD).map(text).collect();
+    (!all.is_empty()).then(|| format!("{kind} {}{more}", some.join(", ")))
+}
+
 /// Who a rule applies to: whoever is in every list that is not empty. Each sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Scope {
@@ -102,6 +134,15 @@ impl Scope {
 pub enum Account {
     Id(u32),
     Name(String),
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(number) => number.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
 }
 
 /// A list file that a rule takes more hosts from.
@@ -164,6 +205,22 @@ pub fn rule_id(name: &str) -> RuleId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn conditions_read_well() {
+        assert_eq!(Conditions::default().to_string(), "");
+        let scope = Scope {
+            users: vec![Account::Id(1000), Account::Name("alice".into())],
+            executables: (0..10).map(|n| format!("/x{n}")).collect(),
+            ..Scope::default()
+        };
+        let all = Conditions { ports: vec![443..=443, 8000..=8999], protocols: vec![6, 17], scope };
+        assert_eq!(
+            all.to_string(),
+            "ports 443, 8000-8999; protocols tcp, udp; users 1000, alice; \
+             executables /x0, /x1, /x2, /x3, /x4, /x5, /x6, /x7 and 2 more"
+        );
+    }
 
     #[test]
     fn rule_ids_are_fnv_1a() {
