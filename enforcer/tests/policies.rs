@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use enforcer::engine::compile::Compiled;
 use enforcer::engine::explain::{self, Asked, Known};
-use enforcer::engine::name::Name;
 use enforcer::engine::policy::{self, Lists, Parsed, Source};
 
 /// Beats every other on purpose.
@@ -43,7 +42,7 @@ fn parse(edit: impl Fn(String) -> String) -> Parsed {
 
 #[test]
 fn policies_have_no_errors_and_no_warnings() {
-    assert_eq!(parse(|text| text).set.rules.len(), 7);
+    assert_eq!(parse(|text| text).set.rules.len(), 11);
 }
 
 #[test]
@@ -57,29 +56,67 @@ fn rules_in_comments_are_right_too() {
         if is_code { code } else { line }
     }
     let parsed = parse(|text| text.lines().map(uncomment).collect::<Vec<_>>().join("\n"));
-    assert_eq!(parsed.set.rules.len(), 12);
+    assert_eq!(parsed.set.rules.len(), 16);
 }
+
+/// What each example says about a name or an address: action, rule and conditions; nothing, if it does not name it.
+#[rustfmt::skip]
+const CLAIMS: &[(&str, &str, &str)] = &[
+    ("build-server.toml", "static.crates.io", "allow build-registries for ports 443; protocols tcp"),
+    ("build-server.toml", "registry.npmjs.org", "allow build-registries for ports 443; protocols tcp"),
+    ("build-server.toml", "github.com", "allow build-forges for ports 22, 443; protocols tcp"),
+    ("build-server.toml", "de.archive.ubuntu.com", "allow build-distributions for ports 80, 443; protocols tcp"),
+    ("build-server.toml", "gist.github.com", ""),
+    ("build-server.toml", "evil.crates.io.example", ""),
+    ("build-server.toml", "192.0.2.1", ""),
+    ("cloud-metadata.toml", "169.254.169.254", "deny cloud-metadata"),
+    ("cloud-metadata.toml", "fd00:ec2::254", "deny cloud-metadata"),
+    ("cloud-metadata.toml", "100.100.100.200", "deny cloud-metadata"),
+    ("cloud-metadata.toml", "168.63.129.16", ""),
+    ("crypto-mining.toml", "eu.f2pool.com", "deny crypto-mining"),
+    ("crypto-mining.toml", "xmr-eu1.example.org", "deny crypto-mining"),
+    ("crypto-mining.toml", "xmr.pool.example.com", "deny crypto-mining"),
+    ("crypto-mining.toml", "stratum.example.org", "deny crypto-mining"),
+    ("crypto-mining.toml", "stratumfoundation.org", ""),
+    ("doh.toml", "mozilla.cloudflare-dns.com", "deny encrypted-dns"),
+    ("doh.toml", "dns.google", "deny encrypted-dns"),
+    ("doh.toml", "cloudflare.com", ""),
+    ("one-service.toml", "api.payments.example", "allow billing-may for ports 443; protocols tcp; units billing.service"),
+    ("one-service.toml", "127.0.0.1", "allow billing-local for units billing.service"),
+    ("one-service.toml", "192.0.2.1", "deny billing-may-not for units billing.service"),
+    ("one-service.toml", "2001:db8::1", "deny billing-may-not for units billing.service"),
+    ("one-service.toml", "other.payments.example", ""),
+    ("telemetry.toml", "telemetry-eu.example.com", "audit telemetry"),
+    ("telemetry.toml", "popcon.debian.org", "audit telemetry"),
+    ("telemetry.toml", "debian.org", ""),
+    ("trackers.toml", "doubleclick.net", "deny trackers"),
+    ("trackers.toml", "stats.g.doubleclick.net", "deny trackers"),
+    ("trackers.toml", "pagead2.example.com", "deny trackers"),
+    ("trackers.toml", "google.com", ""),
+];
 
 #[test]
 fn examples_do_what_their_comments_say() {
-    let compiled = Compiled::new(&parse(|text| text).set, &Lists::default(), [1, 2]).unwrap();
-    let rows = [
-        ("doubleclick.net", Some("trackers")),
-        ("stats.g.doubleclick.net", Some("trackers")),
-        ("pagead2.example.com", Some("trackers")),
-        ("xmr-eu1.example.org", Some("crypto-mining")),
-        ("xmr.pool.example.com", Some("crypto-mining")),
-        ("stratum.example.org", Some("crypto-mining")),
-        ("mozilla.cloudflare-dns.com", Some("encrypted-dns")),
-        ("example.com", None),
-        ("stratumfoundation.org", None),
-    ];
-    for (name, rule) in rows {
-        let claims = compiled.claims(&Name::from_text(name).unwrap());
-        assert_eq!(compiled.rule_name(claims.deny), rule, "{name}");
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/examples");
+    for path in shipped().iter().filter(|path| path.starts_with(&examples)) {
+        let file = path.file_name().unwrap().to_str().unwrap();
+        let source = Source { path: file.to_owned(), bytes: fs::read(path).unwrap() };
+        let compiled =
+            Compiled::new(&policy::parse(&[source]).unwrap().set, &Lists::default(), [1, 2]).unwrap();
+        let said = |what: &str| {
+            let known = Known { compiled: &compiled, running: None };
+            let says = explain::explain(&Asked::new(what).unwrap(), &known).rules;
+            let conditions = |conditions: &String| format!(" for {conditions}");
+            says.first().map_or_else(String::new, |first| {
+                let conditions = first.conditions.as_ref().map(conditions).unwrap_or_default();
+                format!("{} {}{conditions}", first.action, first.rule)
+            })
+        };
+        let rows: Vec<_> = CLAIMS.iter().filter(|(of, ..)| *of == file).collect();
+        rows.iter().for_each(|(_, what, want)| assert_eq!(said(what), *want, "{file}: {what}"));
+        let named = rows.iter().filter(|(.., want)| !want.is_empty()).count();
+        assert!(0 < named && named < rows.len(), "{file}: what it names and what it does not is to be shown");
     }
-    let audited = compiled.claims(&Name::from_text("telemetry-eu.example.com").unwrap()).audit;
-    assert_eq!(compiled.rule_name(audited), Some("telemetry"));
 }
 
 /// Also what only a network denies, and what a daemon before this one left denied.
