@@ -68,7 +68,7 @@ pub struct ConnectRecord {
     pub inode: u64,
     /// As the application wrote it, IPv4 as IPv4-mapped; not yet canonical (NAT64 stays visible).
     pub dst: [u8; 16],
-    /// Same form; all zero while the socket is unbound.
+    /// Same form; unspecified (of either family) while the socket has no address.
     pub src: [u8; 16],
     /// `dev_t` of the executable's file system.
     pub device: u32,

@@ -79,6 +79,8 @@ impl Caller for Socket {
 /// As a cgroup hook is told of it.
 struct Context {
     ctx: *const bpf_sock_addr,
+    /// Of the hook: an IPv4 hook may have an IPv6 socket.
+    family: u16,
     sock_type: u16,
     protocol: u16,
 }
@@ -97,7 +99,23 @@ impl Caller for Context {
 
     #[inline(always)]
     fn source(&self) -> Result<Source, Unreadable> {
-        Ok(Source { octets: [0; 16], port: 0, sock_type: self.sock_type, protocol: self.protocol })
+        // SAFETY: fields of the context's socket, which there always is; each loaded by itself, as the verifier wants it. An
+        // IPv6 socket that is bound to an IPv4 address, or to none, has that as its IPv4 address, too.
+        let (octets, port) = unsafe {
+            let sk = (*self.ctx).__bindgen_anon_1.sk;
+            let octets = if self.family == AF_INET {
+                Addr::from_v4((*sk).src_ip4.to_ne_bytes()).octets()
+            } else {
+                words(
+                    (&raw const (*sk).src_ip6[0]).read_volatile(),
+                    (&raw const (*sk).src_ip6[1]).read_volatile(),
+                    (&raw const (*sk).src_ip6[2]).read_volatile(),
+                    (&raw const (*sk).src_ip6[3]).read_volatile(),
+                )
+            };
+            (octets, (*sk).src_port as u16)
+        };
+        Ok(Source { octets, port, sock_type: self.sock_type, protocol: self.protocol })
     }
 }
 
@@ -160,11 +178,11 @@ pub fn cgroup(ctx: *const bpf_sock_addr, family: u16, layer: Layer) -> Verdict {
         ((octets), u16::from_be((*ctx).user_port as u16), (*ctx).type_ as u16, (*ctx).protocol as u16)
     };
     let to = Destination { octets, port, family };
-    judge(&to, layer, true, &Context { ctx, sock_type, protocol })
+    judge(&to, layer, true, &Context { ctx, family, sock_type, protocol })
 }
 
 #[inline(always)]
-fn words(a: u32, b: u32, c: u32, d: u32) -> [u8; 16] {
+pub fn words(a: u32, b: u32, c: u32, d: u32) -> [u8; 16] {
     let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
     [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
 }
@@ -279,13 +297,7 @@ fn sockaddr(address: Pointer, len: i32, unspec_is_inet: bool) -> Result<Option<D
 #[inline(always)]
 pub fn source(socket: &Socket) -> Result<Source, Unreadable> {
     let sock = socket.sock()?;
-    let octets = if sock.family()? == AF_INET6 {
-        sock.local_v6()?
-    } else {
-        match sock.local_v4()? {
-            [0, 0, 0, 0] => [0; 16],
-            v4 => Addr::from_v4(v4).octets(),
-        }
-    };
+    let octets =
+        if sock.family()? == AF_INET6 { sock.local_v6()? } else { Addr::from_v4(sock.local_v4()?).octets() };
     Ok(Source { octets, port: sock.local_port()?, sock_type: socket.kind()?, protocol: sock.protocol()? })
 }

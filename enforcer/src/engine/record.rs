@@ -112,10 +112,12 @@ pub struct Connect {
     /// No DNS answer that was seen led to the address.
     #[serde(default)]
     pub no_dns: bool,
-    /// `null` while the socket is unbound.
+    /// What the application bound the socket to before the call. What the kernel chooses in the call is known when it
+    /// returns: with `outcome`, for connects that are not refused and pass the LSM hook. `null`: none, or not known (layer
+    /// `egress`, and fast opens and datagrams of sockets that were bound to no address).
     #[serde(rename = "srcIP")]
     pub src_ip: Option<IpAddr>,
-    /// 0 while the socket is unbound.
+    /// Likewise; 0: none, or not known. There may be a port without an address.
     pub src_port: u16,
     /// Of the address: `inet` or `inet6`.
     #[serde(default)]
@@ -132,8 +134,9 @@ pub struct Connect {
     pub verdict: VerdictName,
     /// The rule that decided, `null` for the default. `default` where that is to deny.
     pub rule: Option<String>,
-    /// What the call returned (of connects that are not refused only when asked for): 0, or the error's number (115 EINPROGRESS for a non-blocking connect under way).
-    /// Absent: not known.
+    /// What the call returned: 0, or the error's number. 1 (EPERM) for what was refused. For what was not, known with `outcome`
+    /// only (115, EINPROGRESS, for a non-blocking connect under way). Absent: not known, because the event was told before
+    /// the call returned: without `outcome`, by cgroup hooks, of a Fast Open or a datagram, and in summaries of repeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub errno: Option<u16>,
     /// Nanoseconds from the call to the established TCP connection, if the call waited for it. Only when asked for.

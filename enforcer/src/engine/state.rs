@@ -287,7 +287,7 @@ impl State {
             results: names.iter().map(|origin| origin.name.clone()).collect(),
             no_dns: names.is_empty(),
             names,
-            src_ip: (record.src != [0; 16]).then(|| display_ip(record.src)),
+            src_ip: Some(display_ip(record.src)).filter(|ip| !ip.is_unspecified()),
             src_port: record.src_port,
             family: family_name(record.family),
             socket_type: socket_type_name(record.sock_type),

@@ -23,6 +23,8 @@ const TRIES: u32 = 10_000;
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("event_fields_are_right", fields),
+        test("event_has_the_source_of_a_bound_socket_by_lsm", || bound("lsm")),
+        test("event_has_the_source_of_a_bound_socket_by_cgroup_hooks", || bound("cgroup")),
         test("event_volume_is_as_configured", volume),
         test("event_list_chooses_the_raw_hook_and_nothing_else", raw),
         test("event_list_chooses_tcp_alone", tcp_alone),
@@ -31,6 +33,11 @@ pub(crate) fn tests() -> Vec<Test> {
         test("event_carries_the_name_10000_times", names).patient(600),
         test("events_lost_are_counted", lost).patient(600),
     ]
+}
+
+/// Those that need no LSM hooks.
+pub(crate) fn native() -> Vec<Test> {
+    tests().into_iter().filter(|test| test.name.ends_with("_by_cgroup_hooks")).collect()
 }
 
 fn fields() -> Result<()> {
@@ -69,6 +76,46 @@ fn fields() -> Result<()> {
     ensure!(executable.starts_with("/usr/bin/python3"), "{event:?}");
     let found = setup.events()?.iter().any(|e| matches!(e, Event::TcpConnect(c) if *c == event));
     ensure!(found, "a TCP connect is not a net_tcp_connect");
+    Ok(())
+}
+
+/// What the application chose is known when it calls; what the kernel chooses, not before the call is over.
+fn bound(layer: &str) -> Result<()> {
+    let setup = Setup::new(&format!("layer = \"{layer}\""))?;
+    let _daemon = setup.start()?;
+    // Kind of socket, its own address (port 0: unbound), whether it connects; what is told of the source.
+    let (v4, v6, mapped) = ("10.99.0.1", "fd99::1", "::ffff:10.99.0.1");
+    let rows = [
+        ("STREAM", v4, 4001, true, Some(v4)),
+        ("STREAM", v6, 4002, true, Some(v6)),
+        ("STREAM", mapped, 4003, true, Some(v4)),
+        ("STREAM", "0.0.0.0", 4004, true, None),
+        ("STREAM", "0.0.0.0", 0, true, None),
+        ("DGRAM", v4, 4005, true, Some(v4)),
+        ("DGRAM", v4, 4006, false, Some(v4)),
+        ("DGRAM", v6, 4007, false, Some(v6)),
+        ("DGRAM", "::", 4008, false, None),
+    ];
+    for (at, (kind, own, port, connects, want)) in rows.into_iter().enumerate() {
+        let (family, to) = match own {
+            "10.99.0.1" | "0.0.0.0" => ("INET", "203.0.113.9"),
+            "::ffff:10.99.0.1" => ("INET6", "::ffff:203.0.113.9"),
+            _ => ("INET6", "2001:db8::9"),
+        };
+        let to_port = 2000 + at as u16;
+        let bind = if port == 0 { String::new() } else { format!("s.bind(('{own}', {port}))") };
+        let go = if connects { "s.connect(to)" } else { "s.sendto(b'x', to)" };
+        let script = format!(
+            "import socket\ns = socket.socket(socket.AF_{family}, socket.SOCK_{kind})\n{bind}\n\
+             to = ('{to}', {to_port})\ntry: {go}\nexcept ConnectionRefusedError: pass\n"
+        );
+        let output = Command::new("python3").args(["-c", &script]).output()?;
+        ensure!(output.status.success(), "{script}: {output:?}");
+        let event = setup.event(&script, |event| event.dst_port == to_port)?;
+        let want: Option<IpAddr> = want.map(str::parse).transpose()?;
+        ensure!((event.src_ip, event.src_port) == (want, port), "{script}: {event:?}");
+        ensure!(event.errno.is_none(), "nothing has returned yet: {event:?}");
+    }
     Ok(())
 }
 

@@ -47,6 +47,7 @@ pub(crate) fn all() -> Vec<Test> {
             race::native(),
             resolvers::tests(),
             facts::native(),
+            events::native(),
             volume::tests(),
             forgery::tests(),
             protected::tests(),
