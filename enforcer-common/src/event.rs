@@ -10,6 +10,13 @@ pub const KIND_CONNECT: u32 = 1;
 pub const KIND_ANSWER: u32 = 2;
 /// A `ConnectRecord` of the raw hook: any family, no verdict; the address stands in the tail.
 pub const KIND_SOCKET: u32 = 3;
+/// A `ConnectRecord` of a TCP connection that was established: `src` is the end that began, the process owns the end that
+/// is here. No verdict.
+pub const KIND_FLOW: u32 = 4;
+
+/// `ConnectRecord::direction`, seen from this host.
+pub const OUT: u8 = 1;
+pub const IN: u8 = 2;
 
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
@@ -98,7 +105,8 @@ pub struct ConnectRecord {
     pub layer: u8,
     /// `EXECUTABLE_*`, `CGROUP_*`, `ARGUMENTS_*`, `FIRST`, `RETURNED`.
     pub flags: u8,
-    pub reserved: u8,
+    /// `KIND_FLOW`: `OUT` or `IN`.
+    pub direction: u8,
     /// `KIND_SOCKET`: bytes of the `sockaddr`, the last part of the tail.
     pub address_len: u16,
     /// What the call returned (0 or an error's number), with `RETURNED`.

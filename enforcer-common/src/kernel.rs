@@ -91,7 +91,7 @@ pub struct Settings {
     pub aggregate: u32,
     /// 1: connects that are not refused are reported when the call returns.
     pub outcome: u32,
-    /// Which events there are: `TCP_CONNECT`, `UDP_CONNECT`, `SOCKET_CONNECT`.
+    /// Which events there are: `TCP_CONNECT`, `UDP_CONNECT`, `SOCKET_CONNECT`, `FLOW_BEGIN`.
     pub events: u32,
     /// The daemon's network namespace, and the user namespace that it belongs to (inode numbers).
     pub net_namespace: u32,
@@ -131,7 +131,9 @@ pub const REPORT_NONE: u32 = 0;
 pub const REPORT_DENIED: u32 = 1;
 pub const REPORT_ALL: u32 = 2;
 
-/// Connects of sockets that have connections; of others; of every family, as the raw hook sees them.
+/// Connects of sockets that have connections; of others; of every family, as the raw hook sees them. TCP connections as they
+/// are established.
 pub const TCP_CONNECT: u32 = 1;
 pub const UDP_CONNECT: u32 = 2;
 pub const SOCKET_CONNECT: u32 = 4;
+pub const FLOW_BEGIN: u32 = 8;

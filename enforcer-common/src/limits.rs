@@ -65,5 +65,9 @@ pub const IGNORE_KEYS: u32 = 4096;
 /// makes room.
 pub const PEERS: u32 = 65_536;
 
+/// Bytes of paths and command line that are kept in a socket until its connection is reported (a power of two). Longer: none
+/// of them, and the daemon looks them up.
+pub const KEPT: usize = 1024;
+
 /// Connects under way whose outcome is waited for. Full: the connect is reported at once, without it.
 pub const PENDING: u32 = 16_384;

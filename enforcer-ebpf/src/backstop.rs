@@ -22,7 +22,7 @@ use crate::{
     connect::{Destination, look_up_for_all},
     draft::Draft,
     facts,
-    kernel::{Pointer, Sock, egress_wanted, is_event, lsm_decides, only_audits, read},
+    kernel::{Sock, egress_wanted, is_event, lsm_decides, only_audits},
     maps::{REFUSED, count, count_caught},
     packet::{NotDns, UDP, field, socket_cookie},
     report::{self, next_sequence},
@@ -65,7 +65,7 @@ fn looked_at(skb: *mut __sk_buff, sk: *mut bpf_sock, state: u32) -> bool {
         return true;
     }
     let opening = state == SYN_SENT;
-    let sock = untyped(full);
+    let sock = Sock::untyped(full);
     if !opening && !sock.has_file().unwrap_or(false) {
         return true;
     }
@@ -108,23 +108,9 @@ fn settled(full: *mut bpf_sock, state: u32) -> bool {
         SYN_SENT => false,
         // A closed connection's last words, and what passed a hook as a datagram. SCTP calls itself closed while it opens
         // an association, and has ways to do so that pass no hook.
-        CLOSE => {
-            (kind == SOCK_STREAM && protocol != SCTP) || (kind == SOCK_DGRAM && protocol == UDP.into())
-        }
+        CLOSE => (kind == SOCK_STREAM && protocol != SCTP) || (kind == SOCK_DGRAM && protocol == UDP.into()),
         _ => kind != SOCK_RAW,
     }
-}
-
-/// The verifier allows no arithmetic with what it knows to be a socket; what was read from memory, it does not know. Null
-/// where kernel memory must not be read, from which nothing can be read either.
-#[inline(always)]
-fn untyped(sk: *mut bpf_sock) -> Sock {
-    let mut place = 0;
-    let place = &raw mut place;
-    // SAFETY: a variable of ours. Volatile, because the compiler does not see that it is read.
-    unsafe { place.write_volatile(sk as u64) };
-    let address: u64 = read(place as Pointer, 0).unwrap_or(0);
-    Sock(address as Pointer)
 }
 
 /// As the application wrote it, if it opened a connection; else as the packet has it.

@@ -5,12 +5,15 @@ use core::{hint::black_box, ptr};
 use aya_ebpf::helpers::generated::{
     bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_ringbuf_output,
 };
-use enforcer_common::event::{ConnectRecord, Repeats};
+use enforcer_common::{
+    event::{CGROUP_WHOLE, ConnectRecord, EXECUTABLE_WHOLE, Repeats},
+    limits::KEPT,
+};
 
 use crate::{
     atomic,
     facts::Walked,
-    kernel::{Pointer, Unreadable},
+    kernel::{Pointer, Unreadable, reads_kernel},
     maps::{DRAFTS, DRAFTS_PER_CPU, RING},
     wake,
 };
@@ -26,6 +29,23 @@ pub const TEXT: usize = 1024;
 const ADDRESS_AT: usize = 8192;
 pub const ADDRESS: usize = 128;
 const TAIL: usize = 8192;
+
+/// A record and its tail that wait in a socket until they go to the ring.
+#[repr(C)]
+pub struct Kept {
+    pub record: ConnectRecord,
+    tail: [u8; KEPT],
+    /// Bytes of the tail.
+    len: u64,
+}
+
+impl Kept {
+    /// As `Draft::submit`.
+    #[inline(always)]
+    pub fn submit(&mut self) -> bool {
+        output(&mut self.record, self.len & (KEPT as u64 - 1))
+    }
+}
 
 /// The record and its tail, as they go to the ring; the record is also what is kept to count its repeats.
 #[repr(C)]
@@ -133,18 +153,49 @@ impl Draft {
     /// Copies record and tail to the ring. False: it is full.
     #[inline(always)]
     pub fn submit(&mut self) -> bool {
-        let len = size_of::<ConnectRecord>() + (black_box(self.len as usize) & (TAIL - 1));
-        // SAFETY: the tail follows the record (both `repr(C)`, the record's size is a multiple of its alignment).
-        unsafe {
-            bpf_ringbuf_output(
-                (&raw const RING).cast_mut().cast(),
-                (&raw mut self.repeats.record).cast(),
-                len as u64,
-                wake::flags(self.repeats.record.time, false),
-            ) == 0
+        let len = black_box(self.len) & (TAIL as u64 - 1);
+        output(&mut self.repeats.record, len)
+    }
+
+    /// Copies record and tail to where they wait.
+    #[inline(always)]
+    pub fn keep_in(&mut self, kept: &mut Kept) {
+        kept.record = self.repeats.record;
+        kept.len = 0;
+        // Else there is no tail, and a helper that the kernel refuses.
+        if reads_kernel() && self.len > 0 && self.len < KEPT as u64 {
+            let len = (black_box(self.len - 1) & (KEPT as u64 - 1)) + 1;
+            // SAFETY: so many bytes are in both.
+            let copied = unsafe {
+                bpf_probe_read_kernel(kept.tail.as_mut_ptr().cast(), len as u32, self.tail.as_ptr().cast())
+            };
+            if copied == 0 {
+                kept.len = self.len;
+                return;
+            }
         }
+        kept.record.executable_len = 0;
+        kept.record.cgroup_len = 0;
+        kept.record.arguments_len = 0;
+        kept.record.flags &= !(EXECUTABLE_WHOLE | CGROUP_WHOLE);
+    }
+}
+
+/// Copies a record and the `len` bytes that follow it to the ring. False: it is full.
+#[inline(always)]
+fn output(record: &mut ConnectRecord, len: u64) -> bool {
+    let time = record.time;
+    // SAFETY: the tail follows the record (both `repr(C)`, the record's size is a multiple of its alignment).
+    unsafe {
+        bpf_ringbuf_output(
+            (&raw const RING).cast_mut().cast(),
+            ptr::from_mut(record).cast(),
+            size_of::<ConnectRecord>() as u64 + len,
+            wake::flags(time, false),
+        ) == 0
     }
 }
 
 // The tail follows the record without a hole.
+const _: () = assert!(size_of::<Kept>() == size_of::<ConnectRecord>() + KEPT + 8);
 const _: () = assert!(size_of::<Draft>() == 16 + size_of::<Walked>() + size_of::<Repeats>() + TAIL + ADDRESS);

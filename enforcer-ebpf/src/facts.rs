@@ -43,7 +43,7 @@ pub fn forget(record: &mut ConnectRecord) {
     record.executable_len = 0;
     record.cgroup_len = 0;
     record.arguments_len = 0;
-    record.reserved = 0;
+    record.direction = 0;
     record.address_len = 0;
     record.errno = 0;
     record.returned = 0;

@@ -2,7 +2,10 @@
 
 use core::{ffi::c_void, ptr};
 
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
+use aya_ebpf::{
+    bindings::bpf_sock,
+    helpers::{bpf_get_current_task, bpf_probe_read_kernel},
+};
 use enforcer_common::{
     Verdict,
     answer::Lifetime,
@@ -201,18 +204,23 @@ pub fn second_look(layer: Layer) -> bool {
     matches!(layer, Layer::CgroupConnect | Layer::CgroupSendmsg) && lsm_decides()
 }
 
+/// Whether kernel memory may be read at all.
+#[inline(always)]
+pub fn reads_kernel() -> bool {
+    global!(SETTINGS.read_kernel) != 0
+}
+
 /// The daemon's network namespace, and the user namespace that it belongs to. `None`: kernel memory must not be read,
 /// so there is nothing to compare them with.
 #[inline(always)]
 pub fn host_namespaces() -> Option<(u32, u32)> {
-    (global!(SETTINGS.read_kernel) != 0)
-        .then(|| (global!(SETTINGS.net_namespace), global!(SETTINGS.user_namespace)))
+    reads_kernel().then(|| (global!(SETTINGS.net_namespace), global!(SETTINGS.user_namespace)))
 }
 
 /// The field of type `T` at `offset` of the structure at `base`.
 #[inline(always)]
 pub fn read<T>(base: Pointer, offset: u32) -> Result<T, Unreadable> {
-    if global!(SETTINGS.read_kernel) == 0 {
+    if !reads_kernel() {
         return Err(Unreadable);
     }
     // SAFETY: the helper checks the address and fails instead of faulting.
@@ -238,6 +246,18 @@ impl Socket {
 pub struct Sock(pub Pointer);
 
 impl Sock {
+    /// The verifier allows no arithmetic with what it knows to be a socket; what was read from memory, it does not know. Null
+    /// where kernel memory must not be read, from which nothing can be read either.
+    #[inline(always)]
+    pub fn untyped(sk: *mut bpf_sock) -> Self {
+        let mut place = 0;
+        let place = &raw mut place;
+        // SAFETY: a variable of ours. Volatile, because the compiler does not see that it is read.
+        unsafe { place.write_volatile(sk as u64) };
+        let address: u64 = read(place as Pointer, 0).unwrap_or(0);
+        Self(address as Pointer)
+    }
+
     #[inline(always)]
     pub fn family(&self) -> Result<u16, Unreadable> {
         read(self.0, global!(OFFSETS.sock_family))

@@ -6,6 +6,7 @@
 //! | LSM `socket_sendmsg` | the same for Fast Open and unconnected datagrams, which pass no connect |
 //! | exit of `__sys_connect_file` | report what became of a connect, where that is wanted |
 //! | cgroup `connect4/6`, `sendmsg4/6` | the same where the kernel has no BPF LSM |
+//! | cgroup sock_ops | report TCP connections as they are established, in and out, where that is wanted |
 //! | cgroup_skb egress | refuse what no hook saw; remember DNS questions |
 //! | cgroup_skb ingress | match DNS answers to questions that were asked, enter their addresses, copy them to the ring; drops an answer with a denied name when nobody asked for it, or an address finds no room |
 
@@ -23,6 +24,7 @@ mod copy;
 mod default;
 mod draft;
 mod facts;
+mod flow;
 mod heard;
 mod ignore;
 mod kernel;
@@ -36,8 +38,8 @@ mod tables;
 mod wake;
 
 use aya_ebpf::{
-    macros::{cgroup_skb, cgroup_sock_addr, fexit, lsm},
-    programs::{FExitContext, LsmContext, SkBuffContext, SockAddrContext},
+    macros::{cgroup_skb, cgroup_sock_addr, fexit, lsm, sock_ops},
+    programs::{FExitContext, LsmContext, SkBuffContext, SockAddrContext, SockOpsContext},
 };
 use enforcer_common::{
     Verdict,
@@ -109,6 +111,13 @@ pub fn dns_ingress(ctx: SkBuffContext) -> i32 {
         default::note(ctx.skb.skb);
     }
     if answer::ingress(&ctx) { PASS } else { DROP }
+}
+
+#[sock_ops]
+pub fn tcp_flow(ctx: SockOpsContext) -> u32 {
+    flow::happened(ctx.ops);
+    // Of what programs are asked at other moments, the kernel takes its own defaults.
+    PASS as u32
 }
 
 /// What an LSM program returns to refuse.

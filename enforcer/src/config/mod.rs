@@ -86,11 +86,13 @@ pub struct EventKinds {
     pub udp_connect: bool,
     /// The raw hook.
     pub socket_connect: bool,
+    /// TCP connections as they are established.
+    pub flow_begin: bool,
 }
 
 impl Default for EventKinds {
     fn default() -> Self {
-        Self { tcp_connect: true, udp_connect: true, socket_connect: false }
+        Self { tcp_connect: true, udp_connect: true, socket_connect: false, flow_begin: false }
     }
 }
 

@@ -206,12 +206,14 @@ impl Reader<'_> {
             put(&mut config.events, self.choice("events", value, EVENTS));
             return;
         };
-        let mut kinds = EventKinds { tcp_connect: false, udp_connect: false, socket_connect: false };
+        let mut kinds =
+            EventKinds { tcp_connect: false, udp_connect: false, socket_connect: false, flow_begin: false };
         for item in list {
             match self.choice("events", item, KINDS) {
                 Some(Kind::Tcp) => kinds.tcp_connect = true,
                 Some(Kind::Udp) => kinds.udp_connect = true,
                 Some(Kind::Raw) => kinds.socket_connect = true,
+                Some(Kind::Flow) => kinds.flow_begin = true,
                 None => {}
             }
         }
@@ -309,10 +311,15 @@ enum Kind {
     Tcp,
     Udp,
     Raw,
+    Flow,
 }
 
-const KINDS: &[(&str, Kind)] =
-    &[("net_tcp_connect", Kind::Tcp), ("net_udp_connect", Kind::Udp), ("security_socket_connect", Kind::Raw)];
+const KINDS: &[(&str, Kind)] = &[
+    ("net_tcp_connect", Kind::Tcp),
+    ("net_udp_connect", Kind::Udp),
+    ("security_socket_connect", Kind::Raw),
+    ("net_flow_tcp_begin", Kind::Flow),
+];
 const LAYERS: &[(&str, LayerChoice)] = &[
     ("auto", LayerChoice::Auto),
     ("lsm", LayerChoice::Lsm),
@@ -400,10 +407,13 @@ mod tests {
     fn events_are_a_volume_or_a_list() {
         let kinds = |text: &str| parse("", text).unwrap().kinds;
         assert_eq!(kinds("events = \"denied\""), EventKinds::default());
-        let raw = EventKinds { tcp_connect: false, udp_connect: false, socket_connect: true };
+        let raw =
+            EventKinds { tcp_connect: false, udp_connect: false, socket_connect: true, flow_begin: false };
         assert_eq!(kinds("events = [\"security_socket_connect\"]"), raw);
         let tcp = EventKinds { tcp_connect: true, ..raw };
         assert_eq!(kinds("events = [\"security_socket_connect\", \"net_tcp_connect\"]"), tcp);
+        let flow = EventKinds { socket_connect: false, flow_begin: true, ..raw };
+        assert_eq!(kinds("events = [\"net_flow_tcp_begin\"]"), flow);
         assert!(errors("events = [\"connect\"]").contains("events cannot be \"connect\""));
     }
 

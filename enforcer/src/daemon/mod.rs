@@ -2,6 +2,7 @@
 
 mod established;
 mod exec;
+mod flows;
 mod installer;
 mod last_good;
 mod policies;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use enforcer_common::counter::Counter;
-use enforcer_common::event::{KIND_SOCKET, Repeats};
+use enforcer_common::event::{KIND_FLOW, KIND_SOCKET, Repeats};
 use enforcer_common::limits::WAKE_EVERY;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -45,6 +46,7 @@ use crate::sys::{clock, memory, policy_dir, routes};
 
 use established::Killer;
 pub use exec::{Destination, Outcome, exec};
+use flows::Listeners;
 use installer::Installer;
 use last_good::Keeper;
 use policies::Policies;
@@ -111,6 +113,18 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         enforcement.problems.push(why);
         None
     });
+    let mut processes = Processes::new(cgroup, config.arguments);
+    let listeners =
+        if config.kinds.flow_begin { Listeners::read(&mut processes) } else { Ok(Listeners::default()) };
+    let listeners = listeners.unwrap_or_else(|error| {
+        let why = format!(
+            "events lists net_flow_tcp_begin, but the kernel's table of sockets cannot be reached ({error}): who accepts \
+             connections is not known of those who listen already. It needs NETLINK_SOCK_DIAG (CONFIG_INET_DIAG)"
+        );
+        warn!("{why}");
+        enforcement.problems.push(why);
+        Listeners::default()
+    });
     // SAFETY: the ring owns its descriptor, and neither closes nor changes it before it is dropped.
     let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
         .map_err(|error| DaemonError::Io { what: "cannot wait for the ring", source: error.into() })?;
@@ -141,7 +155,8 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         trial: None,
         recent: Recent::default(),
         memory: Memory::new(config.state.clone()),
-        processes: Processes::new(cgroup, config.arguments),
+        processes,
+        listeners,
         sinks,
         metrics,
         followers,
@@ -214,6 +229,7 @@ struct Daemon {
     recent: Recent,
     memory: Memory,
     processes: Processes,
+    listeners: Listeners,
     sinks: Sinks,
     metrics: Option<Arc<Metrics>>,
     followers: broadcast::Sender<Arc<Event>>,
@@ -364,6 +380,10 @@ impl Daemon {
                 let time = clock::wall_time(record.time);
                 let event = Arc::new(match record.kind {
                     KIND_SOCKET => self.state.socket_connect(&record, tail.address(), facts, time),
+                    KIND_FLOW => {
+                        let owner = self.listeners.owner(&record).cloned();
+                        self.state.flow(&record, facts, owner, time)
+                    }
                     _ => self.state.connect(&record, facts, time),
                 });
                 self.firsts.remember(&record, &event);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use enforcer_common::answer::Lifetime;
 use enforcer_common::kernel::{
-    REPORT_ALL, REPORT_DENIED, REPORT_NONE, SOCKET_CONNECT, TCP_CONNECT, UDP_CONNECT,
+    FLOW_BEGIN, REPORT_ALL, REPORT_DENIED, REPORT_NONE, SOCKET_CONNECT, TCP_CONNECT, UDP_CONNECT,
 };
 use enforcer_common::limits;
 use tracing::{error, info, warn};
@@ -131,6 +131,7 @@ fn events(kinds: EventKinds) -> u32 {
     bit(kinds.tcp_connect, TCP_CONNECT)
         | bit(kinds.udp_connect, UDP_CONNECT)
         | bit(kinds.socket_connect, SOCKET_CONNECT)
+        | bit(kinds.flow_begin, FLOW_BEGIN)
 }
 
 type Attempt = (Kernel, Ring, Canary, Hooks);

@@ -22,7 +22,8 @@ pub enum Event {
     /// The raw hook, every address family. Only with `"security_socket_connect"` in `events`.
     #[serde(rename = "security_socket_connect")]
     SocketConnect(SocketConnect),
-    /// A TCP flow began, whoever started it and in whichever direction. Only with `"net_flow_tcp_begin"` in `events`.
+    /// A TCP connection was established, in or out, by whichever call. Where both ends are on this host, each is an event, with
+    /// the same addresses and another direction. Only with `"net_flow_tcp_begin"` in `events`.
     #[serde(rename = "net_flow_tcp_begin")]
     FlowBegin(FlowBegin),
     /// A name that a rule denies leads to an address that must never be denied: whoever owns the name may want this host to
@@ -228,7 +229,7 @@ pub struct SocketConnect {
     pub process: Process,
 }
 
-/// `net_flow_tcp_begin`: the first packet of a TCP flow.
+/// `net_flow_tcp_begin`: a TCP connection was established.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowBegin {
@@ -236,18 +237,21 @@ pub struct FlowBegin {
     pub time: String,
     pub sequence: u64,
     pub direction: Direction,
-    /// The end that began.
+    /// The end that began, as the socket here knows it: address translation on the way does not show. An IPv4-mapped
+    /// address stands as IPv4.
     #[serde(rename = "srcIP")]
     pub src_ip: IpAddr,
     pub src_port: u16,
     #[serde(rename = "dstIP")]
     pub dst_ip: IpAddr,
     pub dst_port: u16,
-    /// DNS names that led to `srcIP`.
+    /// DNS names that led to `srcIP`, as in `results` of a connect. Empty: no answer that was seen led there.
     pub src_names: Vec<String>,
     /// DNS names that led to `dstIP`.
     pub dst_names: Vec<String>,
-    /// The owner of the local socket. Absent: not known.
+    /// The owner of the socket here: who called `connect`, or sent the first data (Fast Open); of what was accepted, who called
+    /// `listen`. If that was before events of this kind were reported: who holds the listening socket when the daemon
+    /// starts, as in `connection_killed`, and in the daemon's network namespace only. All keys of it absent: not known.
     #[serde(flatten)]
     pub process: Option<Process>,
 }

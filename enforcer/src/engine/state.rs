@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-use enforcer_common::event::{AF_INET, AF_INET6, AnswerRecord, ConnectRecord, Layer, RETURNED};
+use enforcer_common::event::{AF_INET, AF_INET6, AnswerRecord, ConnectRecord, IN, Layer, RETURNED};
 use enforcer_common::verdict::{BootNanos, Conditional, FOREVER, NO_RULE, Said};
 use enforcer_common::{Addr, Claim, Entry, RuleId, Seats, Verdict};
 
@@ -18,8 +18,8 @@ use super::name::Name;
 use super::plan::{Matcher, Planner, Step, View};
 use super::policy::Action;
 use super::record::{
-    Connect, Event, Gap, LayerName, NameKind, NameOrigin, Process, RefusedBinding, SocketConnect,
-    VerdictName, family_name, printable, protocol_name, socket_type_name,
+    Connect, Direction, Event, FlowBegin, Gap, LayerName, NameKind, NameOrigin, Process, RefusedBinding,
+    SocketConnect, VerdictName, family_name, printable, protocol_name, socket_type_name,
 };
 use super::refused::Refused;
 use super::sockaddr;
@@ -331,6 +331,26 @@ impl State {
             address: address.text,
             port: address.port,
             process: process(record, facts),
+        })
+    }
+
+    /// The event for a TCP connection that was established. `owner`: whose socket it is, if the record does not say.
+    pub fn flow(&self, record: &ConnectRecord, facts: Facts, owner: Option<Process>, time: String) -> Event {
+        let names = |octets| {
+            let names = self.table.names(Addr::from_v6(octets), record.time);
+            names.iter().map(ToString::to_string).collect()
+        };
+        Event::FlowBegin(FlowBegin {
+            time,
+            sequence: record.sequence,
+            direction: if record.direction == IN { Direction::In } else { Direction::Out },
+            src_ip: display_ip(record.src),
+            src_port: record.src_port,
+            dst_ip: display_ip(record.dst),
+            dst_port: record.dst_port,
+            src_names: names(record.src),
+            dst_names: names(record.dst),
+            process: if record.pid == 0 { owner } else { Some(process(record, facts)) },
         })
     }
 

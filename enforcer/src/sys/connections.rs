@@ -29,7 +29,7 @@ const ANSWER: usize = 72;
 /// At most so many are ended at a time; the others when it is looked again.
 const MANY: usize = 4096;
 
-/// A connected socket.
+/// A socket that is connected, or waits for connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
     pub protocol: u8,
@@ -94,6 +94,19 @@ impl Connections {
             Err(error) => Err(error),
         }
     }
+}
+
+/// TCP sockets that wait for connections.
+pub fn waiting() -> io::Result<Vec<Connection>> {
+    let mut netlink = Netlink::open(SockProtocol::NetlinkSockDiag)?;
+    let mut waiting = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let all = request(family as u8, TCP, 1 << LISTEN, &[0; ID]);
+        netlink.ask(SOCK_DIAG_BY_FAMILY, DUMP, &all, |body| {
+            waiting.extend(parse(body, TCP).map(|(_, connection)| connection));
+        })?;
+    }
+    Ok(waiting)
 }
 
 /// A set of ports.

@@ -1,12 +1,14 @@
 //! Records of the ring, from bytes.
 
 use crate::engine::process::Tail;
-use enforcer_common::event::{AnswerRecord, ConnectRecord, KIND_ANSWER, KIND_CONNECT, KIND_SOCKET};
+use enforcer_common::event::{
+    AnswerRecord, ConnectRecord, KIND_ANSWER, KIND_CONNECT, KIND_FLOW, KIND_SOCKET,
+};
 
 /// One record.
 #[derive(Clone, Copy, Debug)]
 pub enum Record<'a> {
-    /// With its tail; of `KIND_CONNECT` or `KIND_SOCKET`.
+    /// With its tail; of `KIND_CONNECT`, `KIND_SOCKET` or `KIND_FLOW`.
     Connect(ConnectRecord, Tail<'a>),
     /// With the packet's payload.
     Answer(AnswerRecord, &'a [u8]),
@@ -17,7 +19,7 @@ impl<'a> Record<'a> {
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         let kind = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
         match kind {
-            KIND_CONNECT | KIND_SOCKET => {
+            KIND_CONNECT | KIND_SOCKET | KIND_FLOW => {
                 let record: ConnectRecord = prefix(bytes)?;
                 let tail = Tail::parse(&record, bytes.get(size_of::<ConnectRecord>()..)?)?;
                 Some(Self::Connect(record, tail))

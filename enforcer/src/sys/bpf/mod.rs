@@ -16,13 +16,13 @@ use std::path::{Path, PathBuf};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FExit, Lsm};
+use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FExit, Lsm, SockOps};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use enforcer_common::answer::{Lifetime, Outcome};
 use enforcer_common::belief::{self, Doubt};
 use enforcer_common::counter::{CAUGHT_AT, COUNTERS, Counter, DOUBTS_AT, OUTCOMES_AT};
 use enforcer_common::event::{ConnectRecord, Layer};
-use enforcer_common::kernel::{Control, Offsets, Settings};
+use enforcer_common::kernel::{Control, FLOW_BEGIN, Offsets, Settings};
 use enforcer_common::name::Header;
 use enforcer_common::verdict::BootNanos;
 use enforcer_common::{Addr, Decision, Entry, Said, limits};
@@ -53,6 +53,8 @@ const COUNTS: &str = "COUNTS";
 const SEQUENCE: &str = "SEQUENCE";
 const PENDING: &str = "PENDING";
 const PEERS: &str = "PEERS";
+/// Pinned only while there is such an event: else what every socket inherits would stay after its program is gone.
+const OWNERS: &str = "OWNERS";
 const MAPS: [&str; 20] = [
     ADDRESSES, NETWORKS, RING, COUNTS, SEQUENCE, PENDING, REPEATS, ANSWERED, HOST, NEVER_DENY, CONTROL,
     HEADERS, NAMES, FILTER, DOMAINS, AUTOMATA, CONDITIONS, ASKED, OPENED, TRUSTED,
@@ -157,6 +159,12 @@ pub struct Options<'a> {
     pub ring: u32,
 }
 
+impl Options<'_> {
+    fn tells_flows(&self) -> bool {
+        self.events & FLOW_BEGIN != 0
+    }
+}
+
 /// The loaded, attached and pinned kernel side.
 #[expect(missing_debug_implementations, reason = "aya's per-CPU array has none")]
 pub struct Kernel {
@@ -207,6 +215,9 @@ impl Kernel {
         };
         let ring = Ring(take(&mut ebpf, RING)?);
         attach(&mut ebpf, options, &kernel.pin)?;
+        if !options.tells_flows() {
+            remove_pin(&kernel.pin.join(OWNERS))?;
+        }
         Ok((kernel, ring))
     }
 
@@ -378,7 +389,8 @@ pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
         any_port: masks.any_port,
         any_network: masks.any_network,
     });
-    let paths = MAPS.map(|map| (map, pin.join(map)));
+    let owners = options.tells_flows().then_some(OWNERS);
+    let paths: Vec<_> = MAPS.into_iter().chain(owners).map(|map| (map, pin.join(map))).collect();
     let mut loader = EbpfLoader::new();
     loader.override_global("OFFSETS", &offsets, true).override_global("SETTINGS", &settings, true);
     for (map, path) in &paths {
@@ -408,6 +420,7 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
         NEVER_DENY | TRUSTED => (20, 4),
         ASKED => (4, size_of::<belief::Bucket>() as u32),
         OPENED => (8, 8),
+        OWNERS => (4, (size_of::<ConnectRecord>() + limits::KEPT + 8) as u32),
         CONTROL => (4, size_of::<Control>() as u32),
         HEADERS => (4, size_of::<Header>() as u32),
         REPEATS | ANSWERED | NAMES | FILTER | DOMAINS | AUTOMATA | CONDITIONS => (4, 4),
@@ -416,7 +429,7 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
     let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
     let data = match map {
         Map::HashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => data,
-        Map::Array(data) | Map::ArrayOfMaps(data) | Map::LruHashMap(data) => data,
+        Map::Array(data) | Map::ArrayOfMaps(data) | Map::LruHashMap(data) | Map::SkStorage(data) => data,
         _ => return Err(BpfError::Shape(path.to_owned())),
     };
     let info = data.info().map_err(|source| BpfError::Map { map: name, source })?;
@@ -437,6 +450,7 @@ const CGROUP_PROGRAMS: [&str; 4] = ["connect4", "connect6", "sendmsg4", "sendmsg
 pub const EXIT_PROGRAM: &str = "connect_exit";
 const DNS_PROGRAM: &str = "dns_ingress";
 const QUESTION_PROGRAM: &str = "dns_egress";
+const FLOW_PROGRAM: &str = "tcp_flow";
 
 /// Attaches the new programs beside the old ones, lets each take its predecessor's place, then drops what this
 /// configuration no longer uses.
@@ -462,6 +476,9 @@ fn attach(ebpf: &mut Ebpf, options: &Options<'_>, pin: &Path) -> Result<(), BpfE
         for program in CGROUP_PROGRAMS {
             links.push((program, cgroup_sock_addr(ebpf, program, &cgroup)?));
         }
+    }
+    if options.tells_flows() {
+        links.push((FLOW_PROGRAM, sock_ops(ebpf, FLOW_PROGRAM, &cgroup)?));
     }
     let mut kept = Vec::new();
     for (program, link) in links {
@@ -510,6 +527,15 @@ fn cgroup_skb(
     link.try_into().map_err(|source| BpfError::Link { program: name, source })
 }
 
+fn sock_ops(ebpf: &mut Ebpf, name: &'static str, cgroup: impl AsFd) -> Result<FdLink, BpfError> {
+    let failed = |source| BpfError::Program { program: name, source };
+    let program: &mut SockOps = program(ebpf, name)?.try_into().map_err(failed)?;
+    program.load().map_err(failed)?;
+    let link = program.attach(cgroup, CgroupAttachMode::Single).map_err(failed)?;
+    let link = program.take_link(link).map_err(failed)?;
+    link.try_into().map_err(|source| BpfError::Link { program: name, source })
+}
+
 fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut aya::programs::Program, BpfError> {
     ebpf.program_mut(name).ok_or(BpfError::Missing(name))
 }
@@ -519,15 +545,20 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut aya::pr
 fn replace_link(pin: &Path, program: &str, link: FdLink) -> Result<PathBuf, BpfError> {
     let path = pin.join(format!("{LINK}{program}"));
     let fresh = pin.join(format!("{FRESH}{program}"));
-    match fs::remove_file(&fresh) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(path_error("cannot remove", &fresh, error));
-        }
-        _ => {}
-    }
+    remove_pin(&fresh)?;
     link.pin(&fresh).map_err(|source| BpfError::Pin { path: fresh.clone(), source })?;
     fs::rename(&fresh, &path).map_err(|source| path_error("cannot rename", &fresh, source))?;
     Ok(path)
+}
+
+/// If it is there.
+fn remove_pin(path: &Path) -> Result<(), BpfError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(path_error("cannot remove", path, error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn remove_links_except(pin: &Path, kept: &[PathBuf]) -> Result<(), BpfError> {

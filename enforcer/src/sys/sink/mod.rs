@@ -9,6 +9,9 @@ mod otlp;
 mod syslog;
 mod webhook;
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,12 +24,15 @@ use self::lines::Lines;
 use crate::api::SinkStatus;
 use crate::config::{self, SinkConfig};
 use crate::engine::filter::Filter;
-use crate::engine::record::{Event, Gap};
+use crate::engine::record::{Direction, Event, Gap};
 use crate::sys::clock;
 
 /// Before a failed write is tried again; doubles up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The far end tells of a connection a moment after the near one, if both are on this host.
+const OWN_FLOWS: usize = 64;
 
 /// The running sinks. Dropping them ends each thread after what is queued.
 #[derive(Debug)]
@@ -34,6 +40,8 @@ pub struct Sinks {
     sinks: Vec<Sink>,
     /// This process.
     own: u32,
+    /// The near ends of its own connections, as far as there are events of them; the last first.
+    own_flows: RefCell<VecDeque<SocketAddr>>,
 }
 
 #[derive(Debug)]
@@ -60,14 +68,31 @@ impl Sinks {
     /// with each event and shows in the status.
     pub fn start(configs: &[SinkConfig]) -> Result<Self, String> {
         let sinks = configs.iter().map(Sink::start).collect::<Result<_, _>>()?;
-        Ok(Self { sinks, own: std::process::id() })
+        Ok(Self { sinks, own: std::process::id(), own_flows: RefCell::default() })
     }
 
     /// Never blocks: a sink whose queue is full loses the event and counts it.
     pub fn send(&self, event: Arc<Event>) {
-        let own = event.process().is_some_and(|process| process.pid == self.own);
+        let own = self.is_own(&event);
         for sink in self.sinks.iter().filter(|sink| !(own && sink.skip_own)) {
             sink.send(&event);
+        }
+    }
+
+    /// Whether the daemon itself connects, or is at the far end of what a process of this host accepts.
+    fn is_own(&self, event: &Event) -> bool {
+        let own = event.process().is_some_and(|process| process.pid == self.own);
+        let Event::FlowBegin(flow) = event else { return own };
+        let from = SocketAddr::new(flow.src_ip, flow.src_port);
+        let mut flows = self.own_flows.borrow_mut();
+        match flow.direction {
+            Direction::Out if own => {
+                flows.truncate(OWN_FLOWS - 1);
+                flows.push_front(from);
+                true
+            }
+            Direction::In => own || flows.contains(&from),
+            Direction::Out => false,
         }
     }
 

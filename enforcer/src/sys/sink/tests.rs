@@ -13,7 +13,7 @@ use super::*;
 use crate::config::{Facility, Http, Output as To, SyslogRfc, SyslogServer};
 use crate::engine::format::Format;
 use crate::engine::format::samples::{self, connect};
-use crate::engine::record::VerdictName;
+use crate::engine::record::{FlowBegin, Process, VerdictName};
 
 const QUEUE: usize = 8192;
 
@@ -518,6 +518,25 @@ fn a_sink_on_the_network_is_not_told_of_its_own_connects() {
     assert_eq!(sinks.flush(PATIENCE), 0);
     assert_eq!((sinks.status()[0].written, sinks.status()[1].written), (1, 2));
     assert_eq!(collector.events().len(), 1);
+}
+
+#[test]
+fn a_sink_on_the_network_is_not_told_that_its_collector_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let collector = Collector::start(&[OK]);
+    let sinks = Sinks::start(&[collector.sink(10), json(&dir.path().join("all"))]).unwrap();
+    let flow = |port, direction, pid| {
+        let process = Some(Process { pid, ..Process::default() });
+        Arc::new(Event::FlowBegin(FlowBegin { src_port: port, direction, process, ..samples::flow() }))
+    };
+    sinks.send(flow(1, Direction::Out, std::process::id()));
+    sinks.send(flow(1, Direction::In, 7));
+    sinks.send(flow(2, Direction::Out, 7)); // somebody else's
+    sinks.send(flow(2, Direction::In, 7));
+    (0..OWN_FLOWS as u16).for_each(|n| sinks.send(flow(100 + n, Direction::Out, std::process::id())));
+    sinks.send(flow(1, Direction::In, 7)); // so long after, it is another
+    assert_eq!(sinks.flush(PATIENCE), 0);
+    assert_eq!((sinks.status()[0].written, sinks.status()[1].written), (3, 5 + OWN_FLOWS as u64));
 }
 
 fn syslog_over(to: SyslogServer, format: Format) -> SinkConfig {

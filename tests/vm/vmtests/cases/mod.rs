@@ -9,6 +9,7 @@ mod established;
 mod events;
 mod exec;
 pub(crate) mod facts;
+mod flows;
 mod forgery;
 mod last_good;
 mod life;
@@ -46,8 +47,9 @@ pub(crate) fn all() -> Vec<Test> {
         return [
             race::native(),
             resolvers::tests(),
-            facts::native(),
             events::native(),
+            facts::native(),
+            flows::tests(),
             volume::tests(),
             forgery::tests(),
             protected::tests(),
@@ -84,6 +86,7 @@ pub(crate) fn all() -> Vec<Test> {
         race::tests(),
         events::tests(),
         facts::tests(),
+        flows::tests(),
         volume::tests(),
         outcome::tests(),
         forgery::tests(),

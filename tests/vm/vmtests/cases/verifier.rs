@@ -12,7 +12,7 @@ use enforcer::config::Ignore;
 use enforcer::sys::bpf::{self, Hooks, Options};
 use enforcer_common::Verdict;
 use enforcer_common::answer::Lifetime;
-use enforcer_common::kernel::{REPORT_ALL, SOCKET_CONNECT, TCP_CONNECT, UDP_CONNECT};
+use enforcer_common::kernel::{FLOW_BEGIN, REPORT_ALL, SOCKET_CONNECT, TCP_CONNECT, UDP_CONNECT};
 use enforcer_tests::harness::{Test, test};
 use enforcer_tests::wait;
 
@@ -71,7 +71,7 @@ fn loaded(hooks: Hooks, wanted: impl Fn(&Program) -> bool) -> Result<Vec<(String
         hooks,
         report: REPORT_ALL,
         // Everything on: what is off is pruned.
-        events: TCP_CONNECT | UDP_CONNECT | SOCKET_CONNECT,
+        events: TCP_CONNECT | UDP_CONNECT | SOCKET_CONNECT | FLOW_BEGIN,
         arguments: true,
         outcome: true,
         aggregate: true,
@@ -111,6 +111,7 @@ fn load(name: &str, program: &mut Program, btf: &Btf) -> Result<()> {
         Program::FExit(program) => program.load("__sys_connect_file", btf),
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
+        Program::SockOps(program) => program.load(),
         other => anyhow::bail!("a program of a kind that this test does not load: {:?}", other.prog_type()),
     };
     Ok(done?)
