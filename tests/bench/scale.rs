@@ -2,6 +2,7 @@
 //!
 //! Names are the lines of `/payload/names.txt` (`BENCH_NAMES=FILE make bench`), or made up where there is none.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -142,7 +143,11 @@ fn kernel_memory() -> Result<u64> {
     Ok(bytes)
 }
 
-/// Answers about names that are and are not listed, all different, with few names and with all.
+/// What an answer is about.
+const KINDS: [&str; 3] = ["a listed name", "a name below one", "another name"];
+
+/// Answers by what they are about, all different, with few names and with all. Each kind by itself: an answer that is
+/// matched does more, and of a larger list more is matched.
 fn answers(names: &[String]) -> Result<()> {
     let directory = Path::new("/run/bench-scale");
     fs::create_dir_all(directory)?;
@@ -152,32 +157,57 @@ fn answers(names: &[String]) -> Result<()> {
         fs::write(&path, list(names, 0))?;
         Ok(Rules::read(&policy(&path.display().to_string(), globs)))
     };
-    let few = rules(&names[..FEW], "\"ads-*.example\", ")?;
-    let few_names = rules(&names[..FEW], &globs())?;
-    let all = rules(names, &globs())?;
-    let frames: Vec<Vec<u8>> = (0..ANSWERS)
-        .map(|n| {
-            let step = names.len() / ANSWERS;
-            let name = match n % 3 {
-                0 => names[n * step].clone(),
-                1 => format!("www.{}", names[n * step]),
-                _ => format!("www.innocent{n}.example.com"),
-            };
-            Carrier::Udp4.frame(&Message::asked(&name, A, true).a(&name, 60, [203, 0, 113, 1]).bytes)
-        })
-        .collect();
-    let mut medians = [const { Vec::new() }; 3];
+    let few = &few(names);
+    let policies = [
+        (rules(few, "\"ads-*.example\", ")?, frames(few)),
+        (rules(few, &globs())?, frames(few)),
+        (rules(names, &globs())?, frames(names)),
+    ];
+    let mut medians = [const { [const { Vec::new() }; KINDS.len()] }; 3];
     for _ in 0..ROUNDS {
-        for (of, rules) in [&few, &few_names, &all].into_iter().enumerate() {
+        for (medians, (rules, frames)) in medians.iter_mut().zip(&policies) {
             subject.answers.install(rules.tables())?;
-            medians[of].push(median(frames.iter().map(|frame| subject.time(frame, 1)).collect()));
+            for (medians, frames) in medians.iter_mut().zip(frames) {
+                medians.push(median(frames.iter().map(|frame| subject.time(frame, 1)).collect()));
+            }
         }
     }
-    let [few, few_names, all] = medians.map(median);
-    println!("{:42} {few:>9.0} ns", format!("an answer, all different: {FEW} names, 2 globs"));
-    println!("{:42} {few_names:>9.0} ns", format!("  {FEW} names, {GLOBS} globs"));
-    println!("{:42} {all:>9.0} ns", format!("  {} names, {GLOBS} globs", names.len()));
-    row("  ratio by names", all / few_names, "", 1.1);
-    row("  ratio by names and globs", all / few, "", 1.1);
+    let [few, few_names, all] = medians.map(|kinds| kinds.map(median));
+    println!("\nan answer in ns, all different, about {}", KINDS.join(" | "));
+    let row = |what: String, of: [f64; KINDS.len()]| {
+        println!("{what:42} {}", of.map(|one| format!("{one:>9.0}")).concat());
+    };
+    row(format!("  {FEW} names, 2 globs"), few);
+    row(format!("  {FEW} names, {GLOBS} globs"), few_names);
+    row(format!("  {} names, {GLOBS} globs", names.len()), all);
+    for (of, kind) in KINDS.iter().enumerate() {
+        self::row(&format!("  ratio by names, {kind}"), all[of] / few_names[of], "", 1.1);
+    }
+    for (of, kind) in KINDS.iter().enumerate() {
+        self::row(&format!("  ratio by names and globs, {kind}"), all[of] / few[of], "", 1.1);
+    }
     Ok(())
+}
+
+/// Some, of as many numbers of labels as there are: of each suffix that may be listed a hash is made, however few names
+/// there are.
+fn few(names: &[String]) -> Vec<String> {
+    let mut lengths = HashSet::new();
+    let labels = |name: &str| name.split('.').count();
+    let mut few: Vec<String> = names.iter().filter(|name| lengths.insert(labels(name))).cloned().collect();
+    few.extend(names.iter().take(FEW).cloned());
+    few.truncate(FEW);
+    few
+}
+
+/// Of each kind, each with an address of its own.
+fn frames(names: &[String]) -> [Vec<Vec<u8>>; KINDS.len()] {
+    let step = (names.len() / ANSWERS).max(1);
+    let frame = |n: usize, name: &str| {
+        let address = [198, 18, (n >> 8) as u8, n as u8];
+        Carrier::Udp4.frame(&Message::asked(name, A, true).a(name, 60, address).bytes)
+    };
+    let all = |name: &dyn Fn(usize) -> String| (0..ANSWERS).map(|n| frame(n, &name(n))).collect();
+    let listed = |n: usize| names[n * step % names.len()].clone();
+    [all(&listed), all(&|n| format!("www.{}", listed(n))), all(&|n| format!("www.innocent{n}.example.com"))]
 }
