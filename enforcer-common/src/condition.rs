@@ -113,6 +113,12 @@ impl Seats {
         None
     }
 
+    /// Whether some are in both.
+    #[inline(always)]
+    pub const fn meets(&self, other: &Self) -> bool {
+        self.first_in(other).is_some()
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = u32> {
         (0..SEATS).filter(|seat| self.has(*seat))
     }
@@ -241,6 +247,12 @@ pub fn decide<R: Rows>(named: &Seats, rows: &R) -> Decision {
         first(named, rows, rows::DENY),
         first(named, rows, rows::AUDIT),
     )
+}
+
+/// Whether one of these rules is an exception, which may let a connect through that another rule refuses.
+#[inline(always)]
+pub fn may_allow<R: Rows>(named: &Seats, rows: &R) -> bool {
+    rows.row(rows::ALLOW).is_some_and(|allow| named.meets(allow))
 }
 
 const TCP: u16 = 6;

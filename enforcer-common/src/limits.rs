@@ -58,6 +58,9 @@ pub const REPEATS: u32 = 16_384;
 /// Tables of what is not reported: a bit each. More are refused with the configuration.
 pub const IGNORES: usize = 64;
 
+/// Names of policies that are asked for. The others are not, which `enforcer status` says.
+pub const LITERALS: usize = 1000;
+
 /// Users, control groups and networks in them. More are refused with the configuration.
 pub const IGNORE_KEYS: u32 = 4096;
 

@@ -149,9 +149,12 @@ impl Decision {
         if other.rank() < self.rank() { other } else { self }
     }
 
-    /// Allow beats deny beats audit beats the default.
+    /// Allow beats deny beats audit beats the default. The daemon's self-test is beaten by nothing that a policy says.
     #[inline(always)]
     const fn rank(&self) -> u32 {
+        if self.rule == CANARY_RULE {
+            return 0;
+        }
         match self.verdict {
             Verdict::Allow if self.rule == NO_RULE => 3,
             Verdict::Allow => 0,
@@ -198,7 +201,9 @@ impl Decision {
     /// By the rule of each action that covers a connect.
     #[inline(always)]
     pub const fn of(allow: RuleId, deny: RuleId, audit: RuleId) -> Self {
-        if allow != NO_RULE {
+        if deny == CANARY_RULE {
+            Self { verdict: Verdict::Deny, rule: deny }
+        } else if allow != NO_RULE {
             Self { verdict: Verdict::Allow, rule: allow }
         } else if deny != NO_RULE {
             Self { verdict: Verdict::Deny, rule: deny }
@@ -252,6 +257,25 @@ mod tests {
             assert_eq!(said.decide(), want, "case {n}");
         }
         assert_eq!(Said::NOTHING.decide(), Decision { verdict: Verdict::Allow, rule: NO_RULE });
+    }
+
+    /// Whoever allows everything (0.0.0.0/0) must not make the self-test say that nothing is refused.
+    #[test]
+    fn no_rule_beats_the_canary() {
+        let denied = Decision { verdict: Verdict::Deny, rule: CANARY_RULE };
+        let (canary, everything) = (Claim::new(CANARY_RULE, 9), Claim::new(1, FOREVER));
+        let mut said = Said::NOTHING;
+        said.hear(&Entry { deny: canary, ..Entry::NONE }, 0);
+        said.hear(&Entry { allow: everything, ..Entry::NONE }, 0);
+        assert_eq!(said.decide(), denied);
+        assert_eq!(denied.stronger(Decision::of(1, NO_RULE, NO_RULE)), denied);
+        // And what it is allowed to reach no other rule denies.
+        let mut said = Said::NOTHING;
+        said.hear(&Entry { allow: canary, ..Entry::NONE }, 0);
+        said.hear(&Entry { allow: everything, deny: everything, ..Entry::NONE }, 0);
+        let allowed = Decision { verdict: Verdict::Allow, rule: CANARY_RULE };
+        assert_eq!(said.decide(), allowed);
+        assert_eq!(allowed.stronger(Decision::of(NO_RULE, 1, NO_RULE)), allowed);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use enforcer_common::{
     Decision, Entry, Seats, Verdict,
-    condition::{Rows, decide as decide_by, narrow},
+    condition::{Rows, decide as decide_by, may_allow as allows, narrow},
     counter::Counter,
     verdict::NO_RULE,
 };
@@ -43,6 +43,30 @@ pub fn decide(key: &[u8; 16], now: u64, port: u16, protocol: u16) -> Decision {
         Some(verdict) if rule != NO_RULE => Decision { verdict, rule },
         _ => Decision::DEFAULT,
     }
+}
+
+/// Whether a conditional rule that names this destination may let a connect through that other rules refuse.
+#[inline(always)]
+pub fn may_allow(key: &[u8; 16], now: u64) -> bool {
+    let key = u128::from_ne_bytes(*key);
+    may_allow_packed(key as u64, (key >> 64) as u64, now) != 0
+}
+
+/// A global function, as `decide_packed`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn may_allow_packed(low: u64, high: u64, now: u64) -> u64 {
+    let key = (u128::from(high) << 64 | u128::from(low)).to_ne_bytes();
+    let Some(rules) = Conditions::new() else { return 0 };
+    let excepts = |entry: &Entry| entry.conditional.holds(now) && allows(&entry.conditional.rules, &rules);
+    // SAFETY: the kernel replaces whole elements.
+    let mut some = unsafe { ADDRESSES.get(&key) }.is_some_and(&excepts);
+    for slot in 0..2 {
+        // SAFETY: elements are changed in place, word by word, each word valid with the others' old values.
+        some |= ANSWERED.get(slot).and_then(|map| unsafe { map.get(&key) }).is_some_and(&excepts);
+    }
+    some |= NETWORKS.get(&Key::new(128, key)).is_some_and(&excepts);
+    some.into()
 }
 
 /// A global function, of words and with a word as its result: the verifier follows what happens in here once, and not

@@ -235,11 +235,15 @@ fn look_up(to: &Destination, caller: &impl Caller) -> Decision {
     said.decide().stronger(conditions::decide(&key, now, to.port, caller.protocol()))
 }
 
-/// What is decided about a destination whoever connects. Nothing, where a conditional rule may have a say.
+/// What is decided about a destination whoever connects, by rules without conditions. Nothing, where one with conditions may
+/// except from it.
 #[inline(always)]
 pub fn look_up_for_all(to: &Destination, now: BootNanos) -> Decision {
-    let (said, conditional) = said(&Addr::from_v6(to.octets).octets(), now);
-    if now >= conditional { said.decide() } else { Decision::DEFAULT }
+    let key = Addr::from_v6(to.octets).octets();
+    let (said, conditional) = said(&key, now);
+    let decision = said.decide();
+    let excepted = now < conditional && decision.rule != CANARY_RULE && conditions::may_allow(&key, now);
+    if excepted { Decision::DEFAULT } else { decision }
 }
 
 /// What the rules without conditions say, and until when some conditional rule may have a say.

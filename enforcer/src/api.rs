@@ -140,6 +140,9 @@ pub struct Enforcement {
 pub struct PolicyStatus {
     pub directory: String,
     pub files: usize,
+    /// Files that come with the program and are in force by a setting.
+    #[serde(default)]
+    pub built_in: Vec<String>,
     pub rules: usize,
     /// Of these: with ports, protocols or a scope; and how many of them there may be.
     pub conditional: usize,
@@ -190,6 +193,12 @@ pub struct Counters {
     /// Connections that were open when their address became denied, and were ended.
     #[serde(default)]
     pub connections_killed: u64,
+    /// Reported connects to elsewhere: not to the host itself, its resolvers and what else is never denied.
+    #[serde(default)]
+    pub elsewhere: u64,
+    /// Of these, those to addresses that no DNS answer named: rules about hosts do not see them.
+    #[serde(default)]
+    pub without_name: u64,
     /// Connects that the configuration ignores.
     pub ignored: u64,
     /// Connects that were counted as repeats of an event.
@@ -224,6 +233,9 @@ pub struct DnsStatus {
     pub capacity: usize,
     /// Bindings that made room before they ran out.
     pub evicted: u64,
+    /// Names that rules spell out, and that no resolver answered yet (`resolve_literals`).
+    #[serde(default)]
+    pub literals_unanswered: u64,
     /// Denied names that resolved to an address of the never-deny set.
     pub refused_bindings: u64,
 }

@@ -56,6 +56,14 @@ impl Display for Screen<'_> {
                 (counters.connections_killed, "connections killed"),
             ])
         )?;
+        if counters.elsewhere > 0 {
+            let (all, blind) = (counters.elsewhere, counters.without_name);
+            let share = blind.saturating_mul(100) / all;
+            writeln!(
+                f,
+                "blind     {blind} of {all} reported connects ({share} %) to addresses that no DNS answer named"
+            )?;
+        }
         writeln!(
             f,
             "dns       {} answers, {} matched before delivery, {} of {} bindings{}",
@@ -70,6 +78,7 @@ impl Display for Screen<'_> {
                 (dns.withheld, "withheld"),
                 (dns.unparsed, "not understood"),
                 (dns.streams_lost, "TCP streams lost"),
+                (dns.literals_unanswered, "names of rules not answered yet"),
                 (dns.evicted, "bindings evicted early"),
                 (dns.refused_bindings, "denied names with protected addresses"),
             ])
@@ -135,7 +144,12 @@ fn policy_lines(f: &mut fmt::Formatter<'_>, policy: &PolicyStatus) -> fmt::Resul
     }
     writeln!(f)?;
     let (loaded, took) = (ago(policy.loaded_seconds_ago), policy.load_milliseconds);
-    writeln!(f, "          of {files} files in {}, loaded {loaded} in {took} ms{skipped}", policy.directory)?;
+    let built_in: String = policy.built_in.iter().map(|file| format!(" and {file}")).collect();
+    writeln!(
+        f,
+        "          of {files} files in {}{built_in}, loaded {loaded} in {took} ms{skipped}",
+        policy.directory
+    )?;
     let late = bad(&[(policy.late_globs as u64, "globs matched late")]);
     let PolicyStatus { names, globs, states, .. } = policy;
     writeln!(f, "kernel    {names} names, {globs} globs in {states} states{late}")
@@ -301,12 +315,15 @@ warning: do this
         status.dns.late = [("odd_name".to_owned(), 2), ("segmented".to_owned(), 9)].into();
         status.dns.unbelieved = [("unasked".to_owned(), 3)].into();
         status.dns.withheld = 2;
+        status.dns.literals_unanswered = 4;
         status.policy.late_globs = 1;
         status.policy.conditional = 3;
         status.policy.conditional_capacity = 256;
         status.map.answered = 8;
         status.map.answered_capacity = 10;
         status.map.failed_inserts = 5;
+        (status.counters.elsewhere, status.counters.without_name) = (200, 31);
+        status.policy.built_in = vec!["built-in/encrypted-dns.toml".into()];
         status.sinks[0].lost = 6;
         status.sinks[0].waiting = 7;
         status.sinks[0].filtered = 8;
@@ -318,9 +335,11 @@ warning: do this
             ", 3 reports lost, 7 reports incomplete, 4 let pass unread, 12 packets refused on their way out\n",
             "\n          11 decided late: 9 segmented, 2 odd name\n",
             "\n          3 not believed: 3 unasked\n",
-            ", 2 withheld",
+            ", 2 withheld, 4 names of rules not answered yet",
             "5 networks), 3 of at most 256 with conditions\n",
             "in 17 states, 1 globs matched late\n",
+            " files in /etc/enforcer/policies.d and built-in/encrypted-dns.toml, loaded ",
+            "\nblind     31 of 200 reported connects (15 %) to addresses that no DNS answer named\n",
             ", 8 of 10 fresh",
             ", 5 could NOT be denied",
             "written, 7 waiting, 8 left out by its filter, 6 lost (No space left)",

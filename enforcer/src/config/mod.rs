@@ -45,8 +45,13 @@ pub struct Config {
     pub ttl_floor: Duration,
     pub ttl_cap: Duration,
     pub never_deny: Vec<IpNetwork>,
+    pub doh: Doh,
     /// Servers whose answers to users are believed, beside those of the host.
     pub trusted_servers: Vec<IpNetwork>,
+    /// The system's resolver forgets at a start what it knew.
+    pub flush_caches: bool,
+    /// The names that policies spell out are asked for at a start and with each change.
+    pub resolve_literals: bool,
     pub on_stop: OnStop,
     pub socket: PathBuf,
     /// `None`: the root of the cgroup2 mount.
@@ -118,6 +123,13 @@ pub enum LayerChoice {
     Both,
 }
 
+/// What becomes of encrypted DNS to public resolvers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doh {
+    Allow,
+    Deny,
+}
+
 /// What becomes of connections that were open when their address became denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Established {
@@ -157,7 +169,10 @@ impl Default for Config {
             ttl_floor: Duration::from_secs(60 * 60),
             ttl_cap: Duration::from_secs(24 * 60 * 60),
             never_deny: Vec::new(),
+            doh: Doh::Allow,
             trusted_servers: Vec::new(),
+            flush_caches: false,
+            resolve_literals: false,
             on_stop: OnStop::Release,
             socket: "/run/enforcer/control.sock".into(),
             cgroup: None,

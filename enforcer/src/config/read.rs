@@ -11,8 +11,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, ConfigError, DefaultVerdict, Established, EventKinds, EventVolume, LayerChoice, Metrics, Mode,
-    OnStop,
+    Config, ConfigError, DefaultVerdict, Doh, Established, EventKinds, EventVolume, LayerChoice, Metrics,
+    Mode, OnStop,
 };
 
 /// The settings in `text`; `file` is its name for messages.
@@ -53,7 +53,10 @@ const KEYS: &[&str] = &[
     "ttl_floor",
     "ttl_cap",
     "never_deny",
+    "doh",
     "trusted_servers",
+    "flush_caches",
+    "resolve_literals",
     "on_stop",
     "socket",
     "cgroup",
@@ -91,7 +94,10 @@ impl Reader<'_> {
                 "ttl_floor" => put(&mut config.ttl_floor, self.duration(name, value)),
                 "ttl_cap" => put(&mut config.ttl_cap, self.duration(name, value)),
                 "never_deny" => config.never_deny = self.networks(name, value),
+                "doh" => put(&mut config.doh, self.choice(name, value, DOH)),
                 "trusted_servers" => config.trusted_servers = self.trusted(name, value),
+                "flush_caches" => put(&mut config.flush_caches, self.boolean(name, value)),
+                "resolve_literals" => put(&mut config.resolve_literals, self.boolean(name, value)),
                 "on_stop" => put(&mut config.on_stop, self.choice(name, value, ON_STOP)),
                 "socket" => put(&mut config.socket, self.path(name, value)),
                 "cgroup" => config.cgroup = self.path(name, value),
@@ -327,6 +333,7 @@ const LAYERS: &[(&str, LayerChoice)] = &[
     ("both", LayerChoice::Both),
 ];
 const ESTABLISHED: &[(&str, Established)] = &[("keep", Established::Keep), ("kill", Established::Kill)];
+const DOH: &[(&str, Doh)] = &[("allow", Doh::Allow), ("deny", Doh::Deny)];
 const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("audit", Mode::Audit)];
 const DEFAULTS: &[(&str, DefaultVerdict)] =
     &[("allow", DefaultVerdict::Allow), ("deny", DefaultVerdict::Deny)];
@@ -435,6 +442,9 @@ mod tests {
             layer = "lsm"
             require_lsm = true
             established = "kill"
+            doh = "deny"
+            flush_caches = true
+            resolve_literals = true
             ttl_floor = "90s"
             ttl_cap = "1h 30m"
             never_deny = ["10.0.0.53", "192.0.2.0/24", "2001:db8::/32"]
@@ -452,7 +462,8 @@ mod tests {
         assert_eq!((config.events, config.layer), (EventVolume::Denied, LayerChoice::Lsm));
         assert_eq!((config.require_lsm, config.on_stop), (true, OnStop::Keep));
         assert_eq!((config.ttl_floor.as_secs(), config.ttl_cap.as_secs()), (90, 5400));
-        assert_eq!(config.never_deny.len(), 3);
+        assert_eq!((config.never_deny.len(), config.doh), (3, Doh::Deny));
+        assert!(config.flush_caches && config.resolve_literals);
         assert_eq!(config.metrics, Some(Metrics::Unix("/m".into())));
         assert_eq!(config.sinks.len(), 3);
     }
@@ -499,6 +510,7 @@ mod tests {
             ("socket = \"here\"", "socket is \"here\", which is not an absolute path", "from /"),
             ("pin = \"/a\\u0000b\"", "not an absolute path", ""),
             ("established = true", "established is of type boolean", r#"write "keep" or "kill""#),
+            ("doh = \"block\"", "doh cannot be \"block\"", r#"write "allow" or "deny""#),
             ("layer = \"cgroup\"\nrequire_lsm = true", "contradicts require_lsm", "remove one"),
             ("sink = 3", "sink is of type integer", "[[sink]]"),
             ("sink = [3]", "sink is of type integer", "[[sink]]"),

@@ -14,12 +14,13 @@ mod start;
 mod trial;
 
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use enforcer_common::counter::Counter;
 use enforcer_common::event::{KIND_FLOW, KIND_SOCKET, Repeats};
 use enforcer_common::limits::WAKE_EVERY;
+use ipnetwork::IpNetwork;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,7 +29,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::api::{Rehearsal, Reply, Request};
-use crate::config::{Config, OnStop};
+use crate::config::{Config, Doh, OnStop};
+use crate::engine::blindness::Blindness;
 use crate::engine::compile::{Beside, Compiled};
 use crate::engine::process::Tail;
 use crate::engine::record::Event;
@@ -37,6 +39,7 @@ use crate::sys::bpf::Ring;
 use crate::sys::canary::{self, Canary};
 use crate::sys::control::{self, Query};
 use crate::sys::host::{self, Host};
+use crate::sys::literals::Literals;
 use crate::sys::metrics::{self, Metrics};
 use crate::sys::process::Processes;
 use crate::sys::ring::Record;
@@ -146,6 +149,9 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
     });
     let control = tokio::spawn(control::serve(listener, queries, followers.clone(), gone(stopped)));
 
+    let literals = config.resolve_literals.then(Literals::start).transpose().map_err(|source| {
+        DaemonError::Io { what: "cannot start the thread that asks for literal names", source }
+    })?;
     let mut daemon = Daemon {
         state: start::state(&config, &host),
         resolvers: host::resolvers_version(),
@@ -170,11 +176,14 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         ticks: 0,
         records: 0,
         events: 0,
+        blindness: Blindness::default(),
         retired: false,
         concluding: false,
         again: false,
         rehearsal: None,
         killer,
+        literals,
+        unflushed: Arc::default(),
         config,
     };
     daemon.begin();
@@ -246,6 +255,7 @@ struct Daemon {
     /// Read from the ring.
     records: u64,
     events: u64,
+    blindness: Blindness,
     /// What the packet path entered before the last rotation is still to be discarded.
     retired: bool,
     /// After that, the conditional rules before the last reload go.
@@ -255,6 +265,9 @@ struct Daemon {
     /// When a rehearsal ends.
     rehearsal: Option<u64>,
     killer: Option<Killer>,
+    literals: Option<Literals>,
+    /// Why a resolver may still know what it was asked before the start.
+    unflushed: Arc<Mutex<Option<String>>>,
 }
 
 impl Daemon {
@@ -272,8 +285,36 @@ impl Daemon {
         self.installer.kernel().supersede();
         // Of a daemon before this one, or while none ran.
         self.tell_counted();
+        self.flush_caches();
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         self.tell_systemd();
+    }
+
+    /// Now that what is asked again is seen.
+    fn flush_caches(&self) {
+        if !self.config.flush_caches {
+            return;
+        }
+        let unflushed = Arc::clone(&self.unflushed);
+        tokio::task::spawn_blocking(move || match systemd::flush_caches() {
+            Ok(true) => info!("systemd-resolved forgot what it knew before"),
+            Ok(false) => info!("flush_caches = true, but systemd-resolved does not run: nothing is flushed"),
+            Err(error) => {
+                let text = format!(
+                    "flush_caches = true, but what was looked up before the start may still be cached: {error}. Restart \
+                     the resolver, or remove the line"
+                );
+                warn!("{text}");
+                *unflushed.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+            }
+        });
+    }
+
+    /// What programs know from before is denied when the answer comes.
+    fn ask_for_literals(&self) {
+        if let Some(literals) = &self.literals {
+            literals.ask(self.policies.literals().0.to_vec());
+        }
     }
 
     async fn run(
@@ -398,6 +439,7 @@ impl Daemon {
     /// `seen`: when the kernel saw it, if it was told at once.
     fn emit(&mut self, event: Arc<Event>, seen: Option<u64>) {
         self.events += 1;
+        self.blindness.count(&event, |addr| self.state.never_deny().contains(addr));
         self.recent.push(&event);
         self.sinks.send(Arc::clone(&event));
         if let Some(metrics) = &self.metrics {
@@ -496,6 +538,7 @@ impl Daemon {
         let beside = Beside {
             conditions: self.installer.conditions().clone(),
             accounts: self.processes.accounts.numbers(),
+            spared: self.spared(),
         };
         let Some(compiled) = self.policies.load(why, &beside) else {
             // Old and new conditional rules may find room when those before the old ones are gone.
@@ -530,6 +573,7 @@ impl Daemon {
         if let Some(metrics) = &self.metrics {
             metrics.reload(took);
         }
+        self.ask_for_literals();
         memory::give_back();
     }
 
@@ -603,6 +647,16 @@ impl Daemon {
         self.installer.apply(steps, &mut self.state);
         self.protect();
         self.retired |= self.installer.rotate();
+        if self.config.doh == Doh::Deny {
+            self.reload("host");
+        } else {
+            self.ask_for_literals();
+        }
+    }
+
+    /// Encrypted DNS to this host's own resolvers is never denied.
+    fn spared(&self) -> Option<Vec<IpNetwork>> {
+        (self.config.doh == Doh::Deny).then(|| self.host.never_deny(&self.config.never_deny))
     }
 
     fn protect(&mut self) {

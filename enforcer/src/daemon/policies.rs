@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use enforcer_common::limits::LITERALS;
 use tracing::{error, info, warn};
 
 use super::last_good::Keeper;
 use crate::api::PolicyStatus;
 use crate::engine::compile::{Beside, Compiled};
 use crate::engine::conditions::CONDITIONAL;
+use crate::engine::name::Name;
 use crate::engine::policy::{self, Source};
 use crate::sys::clock;
 use crate::sys::last_good::LastGood;
@@ -23,6 +25,8 @@ pub(super) struct Policies {
     loaded_at: u64,
     /// What each rule in force says, as a number.
     digests: HashMap<String, u64>,
+    /// Names that the rules in force spell out, as many as are asked for; and how many there are.
+    literals: (Vec<Name>, usize),
     /// On trial: read in place of the file of that path.
     overlay: Option<Source>,
     /// For a start that finds errors in the files.
@@ -42,6 +46,7 @@ impl Policies {
             status,
             loaded_at: clock::boot_ns(),
             digests: HashMap::new(),
+            literals: (Vec::new(), 0),
             overlay: None,
             keeper,
             loaded: None,
@@ -53,6 +58,7 @@ impl Policies {
     /// for `status`; the rules in force stay. At the start there are none yet: then it is the last good policy.
     pub(super) fn load(&mut self, why: &str, beside: &Beside) -> Option<Compiled> {
         let first = !std::mem::replace(&mut self.begun, true);
+        self.status.built_in = beside.spared.iter().map(|_| policy::ENCRYPTED_DNS_FILE.to_owned()).collect();
         let more: Vec<Source> = self.overlay.iter().cloned().collect();
         let mut reading = rules::read(Some(&self.directory), &more, Distrust::Refuse, beside);
         self.lists.set(std::mem::take(&mut reading.listed));
@@ -99,6 +105,9 @@ impl Policies {
         self.status.states = counts.states;
         self.status.late_globs = counts.late_globs;
         self.status.skipped_lines = counts.skipped;
+        let literals = set.literals();
+        self.literals =
+            (literals.iter().take(LITERALS).map(|name| Name::clone(name)).collect(), literals.len());
         self.digests = policy::digests(&set, &lists);
         self.loaded_at = clock::boot_ns();
         info!(why, files, rules = counts.rules, patterns = counts.patterns, "policies loaded");
@@ -135,6 +144,11 @@ impl Policies {
 
     pub(super) fn digests(&self) -> &HashMap<String, u64> {
         &self.digests
+    }
+
+    /// The names that the rules in force spell out, as many as are asked for; and how many there are.
+    pub(super) fn literals(&self) -> (&[Name], usize) {
+        (&self.literals.0, self.literals.1)
     }
 
     /// From the next `load` on, this is read as well, in place of a file of the same path.

@@ -20,6 +20,7 @@ use crate::engine::state::{Claimed, speaking};
 use crate::sys::bpf::Hooks;
 use crate::sys::canary::Canary;
 use crate::sys::clock;
+use crate::sys::literals::Literals;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -116,6 +117,16 @@ fn status(daemon: &Daemon) -> Status {
             "a start with errors in the policy files would not enforce the policy that is in force now: {why}"
         ));
     }
+    let unflushed = daemon.unflushed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    status.warnings.extend(unflushed);
+    if let (Some(_), (asked, all)) = (&daemon.literals, daemon.policies.literals())
+        && asked.len() < all
+    {
+        status.warnings.push(format!(
+            "resolve_literals = true, but of {all} names in rules only {} are asked for: put the others in a list",
+            asked.len()
+        ));
+    }
     if let Some(trial) = daemon.trial() {
         status.warnings.push(format!(
             "{} is on trial for {} s more: `enforcer apply --keep` keeps it",
@@ -139,6 +150,8 @@ fn counters(daemon: &Daemon) -> Counters {
         events: daemon.events,
         packets_refused: count(Counter::PacketsRefused),
         connections_killed: daemon.killer.as_ref().map_or(0, |killer| killer.killed),
+        elsewhere: daemon.blindness.connects,
+        without_name: daemon.blindness.without_name,
         ignored: count(Counter::Ignored),
         repeated: count(Counter::Repeated),
         unaggregated: count(Counter::Unaggregated),
@@ -161,6 +174,7 @@ fn dns(daemon: &Daemon) -> DnsStatus {
         bindings: table.len(),
         capacity: enforcer_common::limits::TABLE_BINDINGS,
         evicted: table.evicted,
+        literals_unanswered: daemon.literals.as_ref().map_or(0, Literals::unanswered) as u64,
         refused_bindings: counts.refused,
     }
 }

@@ -1,6 +1,6 @@
 //! Start: what this kernel can do, which hooks to use, and whether they really refuse.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use enforcer_common::answer::Lifetime;
 use enforcer_common::kernel::{
@@ -51,6 +51,7 @@ pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
     let mount = preflight
         .cgroup2()
         .ok_or_else(|| DaemonError::Start("no cgroup2 mount: mount -t cgroup2 none /sys/fs/cgroup".into()))?;
+    config.cgroup.as_deref().map_or(Ok(()), |path| is_cgroup2(path, &mount)).map_err(DaemonError::Start)?;
     let ((kernel, ring, canary, hooks), reason) = enforce(config, &preflight, &mount)?;
     for problem in &problems {
         warn!("{problem}");
@@ -81,11 +82,29 @@ pub(super) fn start(config: &Config) -> Result<Started, DaemonError> {
     Ok(Started { kernel, ring, enforcement, cgroup: mount })
 }
 
+/// Else the kernel says "Bad file descriptor".
+fn is_cgroup2(path: &Path, mount: &Path) -> Result<(), String> {
+    let is_one = || -> std::io::Result<bool> {
+        let is_cgroup2 = rustix::fs::statfs(path)?.f_type == libc::CGROUP2_SUPER_MAGIC;
+        Ok(is_cgroup2 && std::fs::metadata(path)?.is_dir())
+    };
+    let why = match is_one() {
+        Ok(true) => return Ok(()),
+        Ok(false) => "is no control group: no directory of a cgroup2 file system".to_owned(),
+        Err(error) => format!("cannot be used: {error}"),
+    };
+    let (path, mount) = (path.display(), mount.display());
+    Err(format!(
+        "cgroup = \"{path}\" in the settings {why}. Write a directory below {mount}, or leave it out for every process of \
+         the host"
+    ))
+}
+
 /// By the hooks of choice, or by cgroup hooks and why.
 fn enforce(
     config: &Config,
     preflight: &Preflight,
-    mount: &std::path::Path,
+    mount: &Path,
 ) -> Result<(Attempt, Option<String>), DaemonError> {
     let (hooks, reason) = choose(config, preflight)?;
     let may_choose = !config.require_lsm && config.layer == LayerChoice::Auto;
@@ -140,7 +159,7 @@ fn attach(
     config: &Config,
     preflight: &Preflight,
     hooks: Hooks,
-    mount: &std::path::Path,
+    mount: &Path,
 ) -> Result<Attempt, DaemonError> {
     let options = Options {
         pin: &config.pin,
@@ -224,5 +243,23 @@ fn announce(enforcement: &Enforcement) {
     match &enforcement.canary {
         Canary::Refused => info!("enforcing by {layer} hooks; the canary was refused"),
         broken => error!("NOT ENFORCING: the canary was {broken}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_control_group_is_said_in_words() {
+        let said = |path: &str| is_cgroup2(Path::new(path), Path::new("/sys/fs/cgroup")).unwrap_err();
+        let end = ". Write a directory below /sys/fs/cgroup, or leave it out for every process of the host";
+        for (path, why) in [
+            ("/tmp", "is no control group: no directory of a cgroup2 file system"),
+            ("/proc/self/status", "is no control group: no directory of a cgroup2 file system"),
+            ("/no/where", "cannot be used: No such file or directory (os error 2)"),
+        ] {
+            assert_eq!(said(path), format!("cgroup = \"{path}\" in the settings {why}{end}"));
+        }
     }
 }

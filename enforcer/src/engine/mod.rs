@@ -1,6 +1,7 @@
 //! Pure: no I/O, no clock, no async. Time is an argument, effects are return values.
 //! `tests/purity.rs` enforces it.
 
+pub mod blindness;
 pub mod compile;
 pub mod conditions;
 pub mod dns;

@@ -60,7 +60,7 @@ pub struct NeverDeny {
 }
 
 impl NeverDeny {
-    fn contains(&self, addr: Addr) -> bool {
+    pub fn contains(&self, addr: Addr) -> bool {
         addr.is_never_denied()
             || self.host.contains(&addr)
             || self.networks.iter().any(|network| network.contains(addr))

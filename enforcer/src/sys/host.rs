@@ -1,12 +1,13 @@
 //! The host's own addresses, resolvers and gateways: what a DNS answer must never be able to deny. And its namespaces.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use enforcer_common::Addr;
+use ipnetwork::IpNetwork;
 use nix::ifaddrs::getifaddrs;
 
 /// Where resolvers stand: the C library's, and behind systemd-resolved's stub.
@@ -39,6 +40,15 @@ impl Host {
             }
         }
         Ok(Self { servers, gateways })
+    }
+
+    /// What is never denied on this host, as networks; with what the settings say. In order, so that the same host says the
+    /// same.
+    pub fn never_deny(&self, settings: &[IpNetwork]) -> Vec<IpNetwork> {
+        let own = self.protected();
+        let own = own.iter().map(|addr| Ipv6Addr::from(addr.octets()).to_canonical().into());
+        let all: BTreeSet<IpNetwork> = own.chain(settings.iter().copied()).collect();
+        all.into_iter().collect()
     }
 
     /// What no answer may deny.

@@ -10,6 +10,7 @@ pub mod control;
 pub mod enclosure;
 pub mod host;
 pub mod last_good;
+pub mod literals;
 pub mod log;
 pub mod memory;
 pub mod metrics;

@@ -66,7 +66,7 @@ pub fn read(directory: Option<&Path>, more: &[Source], distrust: Distrust, besid
     let mut found = Found { distrust, errors: Vec::new(), warnings: Vec::new() };
     found.problems(problems);
     let mut listed = Vec::new();
-    let rules = found.parse(&sources).and_then(|parsed| {
+    let rules = found.parse(&sources, beside).and_then(|parsed| {
         let (lists, all, problems) = policy_dir::read_lists(&parsed.set);
         // Also those that cannot be used, so that mending them is noticed.
         listed = all;
@@ -80,7 +80,7 @@ pub fn read(directory: Option<&Path>, more: &[Source], distrust: Distrust, besid
 pub fn of_copy(copy: LastGood, beside: &Beside) -> Reading {
     let LastGood { policies, lists, .. } = copy;
     let mut found = Found { distrust: Distrust::Refuse, errors: Vec::new(), warnings: Vec::new() };
-    let rules = found.parse(&policies).and_then(|parsed| {
+    let rules = found.parse(&policies, beside).and_then(|parsed| {
         let lacking = parsed.set.lists().into_iter().find(|(path, _)| !lists.0.contains_key(path));
         if let Some((path, _)) = lacking {
             found.errors.push(Finding::Problem(Problem {
@@ -117,8 +117,8 @@ impl Found {
         self.errors.extend(errors.into_iter().map(Finding::Diagnostic));
     }
 
-    fn parse(&mut self, sources: &[Source]) -> Option<Parsed> {
-        policy::parse(sources).map_err(|errors| self.errors(errors)).ok()
+    fn parse(&mut self, sources: &[Source], beside: &Beside) -> Option<Parsed> {
+        policy::parse_with(sources, beside.spared.as_deref()).map_err(|errors| self.errors(errors)).ok()
     }
 
     fn compile(&mut self, parsed: Parsed, lists: Lists, beside: &Beside) -> Option<Rules> {

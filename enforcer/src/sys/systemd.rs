@@ -1,5 +1,6 @@
-//! Why systemd stops us. A restart and a stop send the same signal; only the job tells them apart, and only a
-//! stop may let go of what is denied.
+//! What is asked of systemd: why it stops us, and that its resolver forgets what it knew before us.
+//!
+//! A restart and a stop send the same signal; only the job tells them apart, and only a stop may let go of what is denied.
 
 use std::fs;
 use std::io;
@@ -32,6 +33,19 @@ pub fn why_stopped() -> io::Result<Stop> {
         return Err(io::Error::other(format!("systemctl list-jobs: {}: {words}", jobs.status)));
     }
     Ok(judge(&unit, &String::from_utf8_lossy(&jobs.stdout)))
+}
+
+/// Has systemd-resolved forget what it knows. False: it does not run. Blocks as long as that takes.
+pub fn flush_caches() -> io::Result<bool> {
+    if !Path::new("/run/systemd/resolve/io.systemd.Resolve").exists() {
+        return Ok(false);
+    }
+    let flush = Command::new("resolvectl").arg("flush-caches").stdin(Stdio::null()).output()?;
+    if !flush.status.success() {
+        let words = String::from_utf8_lossy(&flush.stderr).trim().to_owned();
+        return Err(io::Error::other(format!("resolvectl flush-caches: {}: {words}", flush.status)));
+    }
+    Ok(true)
 }
 
 /// The service that this process belongs to, from /proc/self/cgroup.

@@ -10,6 +10,7 @@ use enforcer_common::name::{self, Match};
 use enforcer_common::verdict::{BootNanos, Conditional as Sitting, NO_RULE};
 use enforcer_common::{Addr, Claim, Entry, RuleId, Seats};
 use globset::{Glob, GlobSet};
+use ipnetwork::IpNetwork;
 
 use super::conditions::{self, Accounts, CONDITIONAL, Resolved, Seated, Table, TooMany, fingerprint};
 use super::name::Name;
@@ -91,12 +92,14 @@ pub struct Beside {
     /// The conditional rules in force.
     pub conditions: Table,
     pub accounts: Accounts,
+    /// With `doh = "deny"`: of what the rules against encrypted DNS say nothing.
+    pub spared: Option<Vec<IpNetwork>>,
 }
 
 impl Default for Beside {
     /// Nothing.
     fn default() -> Self {
-        Self { conditions: Table::empty(), accounts: Accounts::default() }
+        Self { conditions: Table::empty(), accounts: Accounts::default(), spared: None }
     }
 }
 
@@ -465,6 +468,7 @@ mod tests {
             hosts: hosts.iter().map(|text| Pattern::new(text).unwrap()).collect(),
             lists: Vec::new(),
             networks: networks.iter().map(|text| text.parse().unwrap()).collect(),
+            spares: Vec::new(),
             conditions: Conditions::default(),
             origin: Origin { file: "a.toml".into(), line: 1, column: 1 },
         }

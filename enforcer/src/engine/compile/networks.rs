@@ -64,13 +64,24 @@ pub(super) fn merged(rules: &[Rule], said: &[Match]) -> Result<BTreeMap<Network,
             let claimed = family.entry(network).or_insert(Match::NONE);
             *claimed = claimed.merge(*said);
         }
+        // Places to take back what it says about what is around them.
+        for network in rule.spares.iter().map(|network| Network::from(*network)) {
+            let family = if Network::V4.covers(&network) { &mut v4 } else { &mut v6 };
+            family.entry(network).or_insert(Match::NONE);
+        }
         if v4.len() + v6.len() >= NETWORKS as usize {
             return Err(too_many_networks(rule));
         }
     }
     shield_v4(&mut v4, &v6);
-    let mut merged = inherited(v4);
-    merged.extend(inherited(v6));
+    let (mut merged, mut merged_v6) = (inherited(v4), inherited(v6));
+    for (rule, said) in rules.iter().zip(said).filter(|(rule, _)| !rule.spares.is_empty()) {
+        let spares: Vec<Network> = rule.spares.iter().map(|network| Network::from(*network)).collect();
+        let (v4, v6): (Vec<_>, Vec<_>) = spares.into_iter().partition(|network| Network::V4.covers(network));
+        spare(&mut merged, &v4, said);
+        spare(&mut merged_v6, &v6, said);
+    }
+    merged.extend(merged_v6);
     Ok(merged.into_iter().map(|(network, by)| (network, Claims::from(by).entry(FOREVER))).collect())
 }
 
@@ -121,6 +132,15 @@ fn inherited(own: BTreeMap<Network, Match>) -> Vec<(Network, Match)> {
         all.push((network, claimed.merge(around)));
     }
     all
+}
+
+/// Takes back what a rule says about all that lies in these networks: its seat, for only rules with conditions have some.
+fn spare(all: &mut [(Network, Match)], spares: &[Network], said: &Match) {
+    for (network, claimed) in all {
+        if spares.iter().any(|spared| spared.covers(network)) {
+            claimed.conditional.drop(&said.conditional);
+        }
+    }
 }
 
 fn too_many_networks(rule: &Rule) -> Vec<Diagnostic> {

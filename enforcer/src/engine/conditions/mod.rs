@@ -155,12 +155,25 @@ impl Resolved {
 /// but by a chance of 2^-64; nobody who could look for one has a say here.
 pub fn fingerprint(rule: &Rule, scope: &Resolved, lists: &Lists) -> u64 {
     let mut hash = Fnv::default();
-    let Rule { id: _, name, description: _, action, hosts, lists: files, networks, conditions, origin: _ } =
-        rule;
+    let Rule {
+        id: _,
+        name,
+        description: _,
+        action,
+        hosts,
+        lists: files,
+        networks,
+        spares,
+        conditions,
+        origin: _,
+    } = rule;
     hash.text(name);
     hash.text(action.as_str());
     hash.all(hosts.iter().map(ToString::to_string));
     hash.all(networks.iter().map(ToString::to_string));
+    if !spares.is_empty() {
+        hash.all(spares.iter().map(ToString::to_string));
+    }
     hash.all(conditions.ports.iter().map(|range| format!("{}-{}", range.start(), range.end())));
     hash.all(conditions.protocols.iter().map(ToString::to_string));
     let Scope { users: _, groups: _, units, cgroups, executables } = &conditions.scope;

@@ -17,6 +17,7 @@ fn rule(name: &str, action: Action, conditions: Conditions) -> Rule {
         hosts: Vec::new(),
         lists: Vec::new(),
         networks: Vec::new(),
+        spares: Vec::new(),
         conditions,
         origin: Origin { file: "test".into(), line: 1, column: 1 },
     }

@@ -2,7 +2,7 @@
 //!
 //! `parse` reads bytes to rules through `raw` (TOML to keys and values with their places), `pattern` and
 //! `network` (one string to one thing that is canonical), `model` (what a rule is), `lint` (what is allowed
-//! but hardly meant). Nothing stops at the first error: `diagnostic` collects them all.
+//! but hardly meant), `shipped` (rules that come with the program). Nothing stops at the first error: `diagnostic` collects them all.
 
 mod conditions;
 mod diagnostic;
@@ -15,6 +15,7 @@ mod parse;
 mod pattern;
 mod raw;
 mod schema;
+mod shipped;
 
 pub use diagnostic::{Diagnostic, Excerpt, Position, Severity};
 pub use digest::digests;
@@ -24,6 +25,7 @@ pub use model::{Account, Action, Conditions, List, Origin, PolicySet, Rule, Scop
 pub use parse::{Parsed, Source, parse};
 pub use pattern::{Pattern, Refusal};
 pub use schema::schema;
+pub use shipped::{ENCRYPTED_DNS_FILE, parse_with};
 
 /// A policy file is text that somebody wrote. Longer ones are refused before they are read as TOML.
 pub const FILE_BYTES: usize = 1024 * 1024;

@@ -1,7 +1,7 @@
 //! What a policy says, after everything that could be wrong with it was refused.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::super::record::protocol_name;
 use super::lists::{ListFormat, Lists, Said};
 use super::pattern::Pattern;
+use crate::engine::name::Name;
 
 /// All rules of all files, in file-name order, then in their order in the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +43,12 @@ impl PolicySet {
         Cow::Owned(set)
     }
 
+    /// The names that rules spell out, each once: whole ones, not those of lists.
+    pub fn literals(&self) -> BTreeSet<&Name> {
+        let hosts = self.rules.iter().flat_map(|rule| &rule.hosts);
+        hosts.filter_map(Pattern::literal).collect()
+    }
+
     /// Every list file once, with a place that names it.
     pub fn lists(&self) -> BTreeMap<Arc<str>, Origin> {
         let lists = self.rules.iter().flat_map(|rule| &rule.lists);
@@ -59,6 +66,8 @@ pub struct Rule {
     pub lists: Vec<List>,
     /// Without host bits, and never an IPv6 spelling of an IPv4 network.
     pub networks: Vec<IpNetwork>,
+    /// Networks inside its networks of which it says nothing. Of rules with conditions only; no file can write it.
+    pub spares: Vec<IpNetwork>,
     pub conditions: Conditions,
     pub origin: Origin,
 }

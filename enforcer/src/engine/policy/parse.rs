@@ -134,6 +134,7 @@ fn rule(raw: RawRule, path: &Arc<str>, taken: &mut Taken, report: &mut Report<'_
         hosts,
         lists,
         networks,
+        spares: Vec::new(),
         conditions: raw.conditions,
         origin,
     };

@@ -35,6 +35,14 @@ impl Refusal {
 }
 
 impl Pattern {
+    /// The one name that it spells out.
+    pub fn literal(&self) -> Option<&Name> {
+        match self {
+            Self::Exact(name) | Self::Suffix { domain: name, apex: true } => Some(name),
+            Self::Suffix { .. } | Self::Glob(_) => None,
+        }
+    }
+
     pub fn new(text: &str) -> Result<Self, Refusal> {
         refuse_unprintable(text)?;
         refuse_other_things(text)?;

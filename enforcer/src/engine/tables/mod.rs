@@ -283,6 +283,7 @@ mod tests {
                 hosts: hosts.iter().filter_map(|host| Pattern::new(host).ok()).collect(),
                 lists: Vec::new(),
                 networks: Vec::new(),
+                spares: Vec::new(),
                 conditions: Conditions::default(),
                 origin: Origin { file: "test".into(), line: 1, column: 1 },
             }

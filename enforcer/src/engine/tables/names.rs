@@ -198,6 +198,7 @@ mod tests {
             hosts,
             lists: Vec::new(),
             networks: Vec::new(),
+            spares: Vec::new(),
             conditions: Default::default(),
             origin: crate::engine::policy::Origin { file: "test".into(), line: 1, column: 1 },
         };

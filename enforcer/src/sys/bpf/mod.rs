@@ -20,6 +20,7 @@ use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use enforcer_common::answer::{Lifetime, Outcome};
 use enforcer_common::belief::{self, Doubt};
+use enforcer_common::condition::may_allow;
 use enforcer_common::counter::{CAUGHT_AT, COUNTERS, Counter, DOUBTS_AT, OUTCOMES_AT};
 use enforcer_common::event::{ConnectRecord, Layer};
 use enforcer_common::kernel::{Control, FLOW_BEGIN, Offsets, Settings};
@@ -241,7 +242,7 @@ impl Kernel {
     }
 
     /// What a connect to the address comes to now, whoever makes it: what the kernel side says of it for all, in the same
-    /// order. Nothing, where a conditional rule may have a say.
+    /// order. Nothing, where a rule with conditions may except from it.
     pub fn decides_for_all(&self, addr: Addr, now: BootNanos) -> Result<Decision, BpfError> {
         let key = addr.octets();
         let failed = |map| move |source| BpfError::Map { map, source };
@@ -251,7 +252,8 @@ impl Kernel {
         let (own, around) = (own.map(|Wire(entry)| entry), around.map(|Wire(entry)| entry));
         let mut said = Said::NOTHING;
         for entry in own.iter().chain(&answered).chain(&around) {
-            if entry.conditional.holds(now) {
+            let conditional = entry.conditional;
+            if conditional.holds(now) && may_allow(&conditional.rules, self.conditions.in_force()) {
                 return Ok(Decision::DEFAULT);
             }
             said.hear(entry, now);

@@ -16,11 +16,6 @@ impl Metrics {
         let mut registry = Registry::with_prefix("enforcer");
         registry.register("rule_connects", "Reported connects that a rule decided", self.rules.clone());
         registry.register("events", "Events by kind", self.events.clone());
-        registry.register(
-            "no_dns_connects",
-            "Reported connects to which no DNS answer led",
-            self.no_dns.clone(),
-        );
         let histograms = [
             ("handling", "From a connect to its event at the sinks", &self.handling),
             ("reload", "Loading the policies", &self.reload),
@@ -86,6 +81,10 @@ impl Out<'_> {
             [("allow", allowed), ("deny", counters.denied), ("audit", counters.audited)]
                 .map(|(verdict, count)| (Labels([("verdict", verdict)]), count)),
         )?;
+        let help = "Reported connects to elsewhere: not to what is never denied";
+        self.counter("elsewhere_connects", help, counters.elsewhere)?;
+        let help = "Of these, those to addresses that no DNS answer named";
+        self.counter("no_dns_connects", help, counters.without_name)?;
         self.counter(
             "lost_events",
             "Connect reports that the full ring could not take",

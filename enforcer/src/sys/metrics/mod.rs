@@ -29,7 +29,6 @@ pub struct Metrics {
     /// Held while a rule is met for the first time.
     adding: Mutex<()>,
     events: Family<KindLabels, Counter>,
-    no_dns: Counter,
     handling: Histogram,
     reload: Histogram,
     established: Histogram,
@@ -53,7 +52,6 @@ impl Default for Metrics {
             known_rules: AtomicUsize::new(0),
             adding: Mutex::new(()),
             events: Family::default(),
-            no_dns: Counter::default(),
             handling: Histogram::new(exponential_buckets(0.000_01, 4.0, 10)), // 10 us to 2.6 s
             reload: Histogram::new(exponential_buckets(0.001, 4.0, 8)),       // 1 ms to 16 s
             established: Histogram::new(exponential_buckets(0.000_1, 4.0, 9)), // 0.1 ms to 6.5 s
@@ -69,9 +67,6 @@ impl Metrics {
             self.handling.observe(seconds(after));
         }
         let Some(connect) = event.connect() else { return };
-        if connect.no_dns {
-            self.no_dns.inc_by(connect.count);
-        }
         if let Some(latency) = connect.latency_ns {
             self.established.observe(seconds(latency));
         }

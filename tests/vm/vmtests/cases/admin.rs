@@ -21,7 +21,34 @@ pub(crate) fn tests() -> Vec<Test> {
         test("apply_keeps_what_is_confirmed", keeps),
         test("apply_of_a_broken_file_changes_nothing", broken),
         test("explain_says_which_rule_decides_and_why", explain),
+        test("an_exception_for_everything_leaves_the_canary_refused", everything),
+        test("a_cgroup_that_is_none_is_said_in_words", no_cgroup),
     ]
+}
+
+/// The next daemon finds the networks of the one before it when it lets the canary fly.
+fn everything() -> Result<()> {
+    let setup = setup("")?;
+    let rule = |name: &str, more: &str| {
+        format!(
+            "[[rule]]\nname = \"{name}\"\naction = \"allow\"\nnetworks = [\"0.0.0.0/0\", \"::/0\"]\n{more}\n"
+        )
+    };
+    setup.write_policy("allow.toml", &(rule("all", "") + &rule("some", "ports = [9]")))?;
+    setup.start()?.kill()?;
+    // Fails where the canary gets through.
+    setup.start()?.stop()
+}
+
+fn no_cgroup() -> Result<()> {
+    let setup = setup("cgroup = \"/tmp\"")?;
+    let status = setup.spawn()?.ended()?;
+    let log = setup.log();
+    ensure!(
+        !status.success() && log.contains("cgroup = \"/tmp\" in the settings is no control group"),
+        "{log}"
+    );
+    Ok(())
 }
 
 fn reload(setup: &Setup) -> Result<Changes> {

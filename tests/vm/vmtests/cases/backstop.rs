@@ -51,7 +51,8 @@ fn raw() -> Result<()> {
     ensure!(send()? == "0 0 0 0", "refused by something else: {}", send()?);
     daemon.stop()?;
 
-    let setup = by_cgroup("", RULE)?;
+    // A rule with conditions that names every address (port 853 of all) takes nothing back.
+    let setup = by_cgroup("doh = \"deny\"", RULE)?;
     let _daemon = setup.start()?;
     let (seen, refused) = (send()?, libc::EPERM);
     ensure!(seen == format!("{refused} {refused} {refused} 0"), "{seen}");
@@ -92,7 +93,11 @@ fn conditional() -> Result<()> {
     setup.write_policy("deny.toml", RULE)?;
     wait::until("the packet to be refused", SOON, || {
         Ok((send()? == format!("{0} {0} {0} 0", libc::EPERM)).then_some(()))
-    })
+    })?;
+    // An exception for some may be one for whoever sends.
+    let exception = RULE.replace("\"r\"", "\"some\"").replace("deny", "allow") + "ports = [9]\n";
+    setup.write_policy("exception.toml", &exception)?;
+    wait::until("the packet to pass", SOON, || Ok((send()? == "0 0 0 0").then_some(())))
 }
 
 fn by_cgroup(settings: &str, rule: &str) -> Result<Setup> {

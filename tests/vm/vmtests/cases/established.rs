@@ -70,7 +70,8 @@ fn told(setup: &Setup, what: &str, fits: impl Fn(&Connect) -> bool) -> Result<Co
 /// The neighbour is on the same server.
 fn rule() -> Result<()> {
     let server = Server::start()?;
-    let setup = super::setup(KILL)?;
+    // A rule with conditions that names every address (port 853 of all) takes nothing back.
+    let setup = super::setup(&format!("{KILL}\ndoh = \"deny\""))?;
     let _daemon = setup.start()?;
     let (victim, neighbour) = (open(BAD_V4, &server)?, open(GOOD_V4, &server)?);
     let datagrams = UdpSocket::bind("0.0.0.0:0")?;

@@ -3,8 +3,10 @@
 mod admin;
 mod backstop;
 mod browser;
+mod cached;
 mod clients;
 mod defaults;
+mod encrypted_dns;
 mod established;
 mod events;
 mod exec;
@@ -56,6 +58,8 @@ pub(crate) fn all() -> Vec<Test> {
             rules::tests(),
             scopes::tests(),
             defaults::tests(),
+            encrypted_dns::tests(),
+            cached::tests(),
             admin::tests(),
             last_good::tests(),
             backstop::tests(),
@@ -81,6 +85,8 @@ pub(crate) fn all() -> Vec<Test> {
         rules::tests(),
         scopes::tests(),
         defaults::tests(),
+        encrypted_dns::tests(),
+        cached::tests(),
         admin::tests(),
         exec::tests(),
         race::tests(),

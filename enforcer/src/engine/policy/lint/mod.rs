@@ -30,7 +30,10 @@ pub fn cut_off(set: &PolicySet, resolvers: &[IpAddr]) -> Vec<Diagnostic> {
             .networks
             .iter()
             .flat_map(|network| resolvers.iter().map(move |resolver| (network, resolver)));
-        pairs.filter(|(network, resolver)| network.contains(**resolver)).map(move |pair| (rule, pair))
+        let spared = |resolver: IpAddr| rule.spares.iter().any(|network| network.contains(resolver));
+        pairs
+            .filter(move |(network, resolver)| network.contains(**resolver) && !spared(**resolver))
+            .map(move |pair| (rule, pair))
     });
     let warning = |(rule, (network, resolver)): (&Rule, (&IpNetwork, &IpAddr))| Diagnostic {
         severity: Severity::Warning,
