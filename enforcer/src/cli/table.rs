@@ -102,7 +102,7 @@ impl Column {
             Self::Container => (12, 0),
             Self::Destination => (22, 4),
             Self::Names => (20, 6),
-            Self::Address => (21, 3),
+            Self::Address => (21, 5),
             Self::Source => (21, 1),
             Self::Rule => (10, 2),
             Self::Layer => (14, 0),
@@ -111,9 +111,9 @@ impl Column {
         }
     }
 
-    /// What says most of a name or path is its end.
+    /// What says most of a name or path is its end; of an address, its port.
     fn keeps_end(self) -> bool {
-        matches!(self, Self::Destination | Self::Executable | Self::Unit)
+        matches!(self, Self::Destination | Self::Address | Self::Source | Self::Executable | Self::Unit)
     }
 
     /// Without what an attacker could make a terminal do.

@@ -188,7 +188,8 @@ impl Screen {
 
     fn table(&mut self, frame: &mut Frame<'_>, area: Rect, top: &Top) {
         let rows = self.rows(top);
-        self.state.select(self.place(&rows));
+        let selected = self.place(&rows);
+        self.state.select(selected);
         let wide = area.width >= 100;
         let spark = if wide { HISTORY } else { 20 };
         let palette = self.palette;
@@ -201,7 +202,9 @@ impl Screen {
             format!("{:>8}", format!("REFUSED{}", mark(Sort::Denied))),
         ])
         .style(Style::new().add_modifier(Modifier::BOLD | Modifier::UNDERLINED));
-        let lines = rows.iter().map(|(name, flow)| {
+        let lines = rows.iter().enumerate().map(|(n, (name, flow))| {
+            // Of the selected row the name alone: reversed bars and counts would be blocks of colour.
+            let chosen = if selected == Some(n) { Modifier::REVERSED } else { Modifier::empty() };
             let refused = flow.denied + flow.audited;
             let style = match (flow.denied, flow.audited) {
                 (0, 0) => Style::new(),
@@ -209,7 +212,7 @@ impl Screen {
                 _ => palette.deny,
             };
             Row::new([
-                Cell::from(name.clone()),
+                Cell::from(name.clone()).style(Style::new().add_modifier(chosen)),
                 Cell::from(format!("{:>6}", rate(flow))),
                 Cell::from(Span::styled(bars(&flow.seconds, spark), palette.accent)),
                 Cell::from(format!("{:>8}", flow.total)),
@@ -223,10 +226,7 @@ impl Screen {
             Constraint::Length(8),
             Constraint::Length(8),
         ];
-        let table = Table::new(lines, widths)
-            .header(header)
-            .column_spacing(2)
-            .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
+        let table = Table::new(lines, widths).header(header).column_spacing(2);
         frame.render_stateful_widget(table, area, &mut self.state);
         if rows.is_empty() && area.height > 2 {
             let place = Rect { y: area.y + 2, height: 1, ..area };
