@@ -18,7 +18,7 @@ use crate::engine::state::Facts;
 
 /// Nanoseconds of one clock tick in `/proc/PID/stat` (USER_HZ is 100 on every architecture of Linux' ABI that
 /// enforcer runs on).
-const TICK: u64 = 10_000_000;
+pub(super) const TICK: u64 = 10_000_000;
 
 /// Known cgroups. More than these are looked up again.
 const CGROUPS: usize = 4096;
@@ -158,11 +158,38 @@ fn cgroup_in(membership: &[u8]) -> Option<&[u8]> {
 }
 
 /// Field 22 of `/proc/PID/stat`: start after boot, in ticks. The name before it may contain anything.
-fn started(process: &Path) -> Option<u64> {
+pub(super) fn started(process: &Path) -> Option<u64> {
     let stat = fs::read(process.join("stat")).ok()?;
     let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
     let rest = std::str::from_utf8(&stat[after_name..]).ok()?;
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// This process, as events tell of it: also where it has another number than the kernel's own, in a PID namespace.
+#[derive(Debug)]
+pub struct Own {
+    pid: u32,
+    executable: Option<String>,
+    started: Option<u64>,
+}
+
+impl Own {
+    pub fn read() -> Self {
+        let this = Path::new("/proc/self");
+        let executable = fs::read_link(this.join("exe")).ok();
+        let executable = executable.map(|path| printable(path.as_os_str().as_encoded_bytes()));
+        Self { pid: std::process::id(), executable, started: started(this) }
+    }
+
+    pub fn is(&self, process: &Process) -> bool {
+        let at_once =
+            process.process_start.zip(self.started).map(|(start, ticks)| ticks.abs_diff(start / TICK) <= 1);
+        match at_once {
+            Some(false) => false,
+            Some(true) if self.executable.is_some() && process.executable == self.executable => true,
+            _ => process.pid == self.pid,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -191,6 +218,21 @@ mod tests {
         processes.arguments = false;
         let facts = processes.facts(&record(std::process::id(), own_start()), &Tail::default());
         assert_eq!(facts.arguments, None, "not asked for");
+    }
+
+    #[test]
+    fn this_process_knows_itself_by_another_number_too() {
+        let (own, this) = (Own::read(), std::env::current_exe().unwrap());
+        let samples = crate::engine::format::samples::connect().process;
+        let executable = this.to_str().map(str::to_owned);
+        let process = Process { pid: 1, process_start: Some(own_start()), executable, ..samples };
+        assert!(own.is(&process));
+        let other = Some("/usr/bin/curl".to_owned());
+        assert!(!own.is(&Process { executable: other.clone(), ..process.clone() }));
+        assert!(!own.is(&Process { process_start: Some(own_start() + 5 * TICK), ..process.clone() }));
+        assert!(own.is(&Process { pid: std::process::id(), executable: other, ..process.clone() }));
+        assert!(own.is(&Process { pid: std::process::id(), process_start: None, ..process.clone() }));
+        assert!(!own.is(&Process { process_start: None, ..process }), "its start is not known");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 use std::{fs, io};
 
+use rustls::CertificateError;
 use ureq::Agent;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
@@ -46,7 +47,7 @@ impl Client {
             Ok(response) => response,
             Err(error) => {
                 self.agent = None; // the certificates or the name may have changed
-                return Err(Failure::passing(0, error.to_string()));
+                return Err(Failure::passing(0, trouble(&error, &self.http)));
             }
         };
         let status = response.status().as_u16();
@@ -61,8 +62,7 @@ impl Client {
 
 /// What the receiver cannot take now may be tried again; what it does not want may not.
 fn refused(status: u16, retry_after: Option<u64>, answer: &[u8]) -> Failure {
-    let shown: String =
-        String::from_utf8_lossy(answer).chars().filter(|c| (' '..='~').contains(c)).take(200).collect();
+    let shown = printable(&String::from_utf8_lossy(answer));
     let error = match (status, shown.is_empty()) {
         (300..=399, _) => {
             format!("HTTP {status}: the receiver has moved; write its new address into the settings")
@@ -76,6 +76,117 @@ fn refused(status: u16, retry_after: Option<u64>, answer: &[u8]) -> Failure {
         return Failure { pause, ..Failure::passing(0, error) };
     }
     Failure::lasting(0, error)
+}
+
+/// What the other side chose, for a log.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().filter(|c| (' '..='~').contains(c)).take(200).collect()
+}
+
+/// Why no answer came, and what to do.
+fn trouble(error: &ureq::Error, http: &Http) -> String {
+    if let Some(error) = tls_error(error) {
+        return tls_trouble(error, http);
+    }
+    match error {
+        ureq::Error::Io(error) => io_trouble(error, http),
+        ureq::Error::Timeout(_) => {
+            let timeout = humantime::format_duration(http.timeout);
+            format!(
+                "no answer within {timeout}; see whether the receiver works, raise `timeout` or lower `batch`"
+            )
+        }
+        ureq::Error::HostNotFound => {
+            "the name in `url` has no address; correct it, or see whether DNS works on this host".into()
+        }
+        ureq::Error::Protocol(error) => {
+            let error = printable(&error.to_string());
+            format!("what answers is no HTTP server ({error}); correct `url`")
+        }
+        other => printable(&other.to_string()),
+    }
+}
+
+fn io_trouble(error: &io::Error, http: &Http) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => {
+            format!("{error}: nothing listens there; start the receiver, or correct `url`")
+        }
+        // EPERM. That is what this host's own rules answer.
+        io::ErrorKind::PermissionDenied => {
+            format!(
+                "{error}: a policy of this host denies it; ask `enforcer explain` with the receiver's name"
+            )
+        }
+        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
+            let tls = if http.url.starts_with("http:") {
+                "; if it speaks TLS, write https:// in `url`"
+            } else {
+                ""
+            };
+            format!("{error}: the receiver hung up before it answered; its log may say why{tls}")
+        }
+        // The standard library has no kind for it, but these words.
+        _ if error.to_string().starts_with("failed to lookup address information") => {
+            format!("{error}: correct the name in `url`, or see whether DNS works on this host")
+        }
+        _ => error.to_string(),
+    }
+}
+
+fn tls_error(error: &ureq::Error) -> Option<&rustls::Error> {
+    match error {
+        ureq::Error::Rustls(error) => Some(error),
+        ureq::Error::Io(error) => error.get_ref()?.downcast_ref(),
+        _ => None,
+    }
+}
+
+fn tls_trouble(error: &rustls::Error, http: &Http) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(error) => {
+            let error = certificate_trouble(error, http);
+            format!("the receiver's certificate {error}")
+        }
+        rustls::Error::InvalidMessage(_) => {
+            "the receiver does not speak TLS; write http:// in `url`, or the port where it does".into()
+        }
+        other => format!("TLS: {}; the receiver's log may say more", printable(&other.to_string())),
+    }
+}
+
+fn certificate_trouble(error: &CertificateError, http: &Http) -> String {
+    use CertificateError as E;
+    match (error, &http.ca) {
+        (E::UnknownIssuer | E::BadSignature, None) => {
+            "was issued by nobody whom this system believes; set `ca` in this sink to the certificate (PEM) of who did"
+                .into()
+        }
+        (E::UnknownIssuer | E::BadSignature, Some(ca)) => format!(
+            "was issued by nobody in {}; put the certificate (PEM) of who did into it, or set `ca` to another file",
+            ca.display()
+        ),
+        (E::NotValidForName, _) => "is for another name; write the name that it is for in `url`".into(),
+        (E::NotValidForNameContext { expected, presented }, _) => format!(
+            "is not for {}, but for {}; write a name that it is for in `url`, or give the receiver another certificate",
+            expected.to_str(),
+            printable(&presented.iter().map(|name| bare(name)).collect::<Vec<_>>().join(", "))
+        ),
+        (E::Expired | E::ExpiredContext { .. }, _) => {
+            "has expired; give the receiver a new one (or set this host's clock)".into()
+        }
+        (E::NotValidYet | E::NotValidYetContext { .. }, _) => {
+            "is not valid yet; set this host's clock (or give the receiver another one)".into()
+        }
+        (other, _) => {
+            format!("is not usable ({}); give the receiver another one", printable(&other.to_string()))
+        }
+    }
+}
+
+/// `DnsName("x")` is x.
+fn bare(name: &str) -> &str {
+    name.split_once('(').map_or(name, |(_, name)| name.trim_end_matches(')').trim_matches('"'))
 }
 
 fn agent(http: &Http) -> Result<Agent, String> {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::{Failure, Output};
 use crate::engine::format::Format;
@@ -33,13 +34,18 @@ impl Lines {
         Self { path, format, stamp, host, file: None, torn: false }
     }
 
-    fn file(&mut self) -> io::Result<&mut File> {
-        let file = match (self.file.take(), &self.path) {
+    /// The open one, which the caller puts back if it is sound.
+    fn file(&mut self) -> io::Result<File> {
+        Ok(match (self.file.take(), &self.path) {
             (Some(file), _) => file,
             (None, None) => File::from(io::stdout().as_fd().try_clone_to_owned()?),
-            (None, Some(path)) => open(path)?,
-        };
-        Ok(self.file.insert(file))
+            (None, Some(path)) => {
+                let file = open(path)?;
+                // A pipe, or another file than the one with half a line, begins with a whole one.
+                self.torn &= file.metadata()?.len() > 0;
+                file
+            }
+        })
     }
 }
 
@@ -50,21 +56,27 @@ impl Output for Lines {
             bytes.extend_from_slice(self.format.render(event, &self.host, self.stamp).as_bytes());
             bytes.push(b'\n');
         }
-        let mut torn = self.torn;
-        let result = match self.file() {
-            Ok(file) => write_lines(file, &bytes, &mut torn),
-            Err(error) => Err((0, error)),
-        };
-        self.torn = torn;
-        result.map_err(|(written, error)| {
-            self.file = None; // a FIFO whose reader went, a file system that was remounted: open it anew
-            Failure::lasting(written, error.to_string())
-        })
+        let result = self.file().map_err(|error| (0, error)).and_then(|mut file| {
+            write_lines(&mut file, &bytes, &mut self.torn)?;
+            // After an error it is opened anew: a FIFO whose reader went, a file system that was remounted.
+            self.file = Some(file);
+            Ok(())
+        });
+        result.map_err(|(written, error)| Failure::lasting(written, trouble(&error)))
     }
 
     fn reopen(&mut self) {
         self.file = None;
         self.torn = false;
+    }
+}
+
+/// What failed, and what to do where the error does not tell.
+fn trouble(error: &io::Error) -> String {
+    match Errno::from_io_error(error) {
+        Some(Errno::NXIO | Errno::PIPE) => format!("{error}: nobody reads this pipe; start its reader"),
+        Some(Errno::NOSPC | Errno::DQUOT) => format!("{error}: make room, or rotate the file"),
+        _ => error.to_string(),
     }
 }
 

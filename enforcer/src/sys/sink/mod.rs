@@ -26,6 +26,7 @@ use crate::config::{self, SinkConfig};
 use crate::engine::filter::Filter;
 use crate::engine::record::{Direction, Event, Gap};
 use crate::sys::clock;
+use crate::sys::process::Own;
 
 /// Before a failed write is tried again; doubles up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
@@ -38,8 +39,7 @@ const OWN_FLOWS: usize = 64;
 #[derive(Debug)]
 pub struct Sinks {
     sinks: Vec<Sink>,
-    /// This process.
-    own: u32,
+    own: Own,
     /// The near ends of its own connections, as far as there are events of them; the last first.
     own_flows: RefCell<VecDeque<SocketAddr>>,
 }
@@ -68,7 +68,7 @@ impl Sinks {
     /// with each event and shows in the status.
     pub fn start(configs: &[SinkConfig]) -> Result<Self, String> {
         let sinks = configs.iter().map(Sink::start).collect::<Result<_, _>>()?;
-        Ok(Self { sinks, own: std::process::id(), own_flows: RefCell::default() })
+        Ok(Self { sinks, own: Own::read(), own_flows: RefCell::default() })
     }
 
     /// Never blocks: a sink whose queue is full loses the event and counts it.
@@ -81,7 +81,7 @@ impl Sinks {
 
     /// Whether the daemon itself connects, or is at the far end of what a process of this host accepts.
     fn is_own(&self, event: &Event) -> bool {
-        let own = event.process().is_some_and(|process| process.pid == self.own);
+        let own = event.process().is_some_and(|process| self.own.is(process));
         let Event::FlowBegin(flow) = event else { return own };
         let from = SocketAddr::new(flow.src_ip, flow.src_port);
         let mut flows = self.own_flows.borrow_mut();
@@ -245,17 +245,19 @@ struct Failure {
     retry: bool,
     /// The receiver asked for so much time.
     pause: Duration,
+    /// So many that counted as written before are known to be lost now.
+    recalled: u64,
 }
 
 impl Failure {
     /// The receiver may come back.
     fn passing(written: usize, error: String) -> Self {
-        Self { written, error, retry: true, pause: Duration::ZERO }
+        Self { written, error, retry: true, pause: Duration::ZERO, recalled: 0 }
     }
 
     /// What could not be written is lost.
     fn lasting(written: usize, error: String) -> Self {
-        Self { written, error, retry: false, pause: Duration::ZERO }
+        Self { written, error, retry: false, pause: Duration::ZERO, recalled: 0 }
     }
 }
 
@@ -320,6 +322,7 @@ fn deliver(batch: &Collected, output: &mut dyn Output, shared: &Shared) {
         (events, sent) = (&events[written.len()..], left);
         let lost = if failure.retry { 0 } else { count(sent) };
         shared.failed(count(written), lost, failure.error);
+        shared.recall(failure.recalled);
         if !failure.retry {
             events.iter().for_each(|event| shared.missing(missing(event)));
         }
@@ -407,6 +410,18 @@ impl Shared {
             }
             counts.error = Some(error);
         });
+    }
+
+    fn recall(&self, recalled: u64) {
+        if recalled > 0 {
+            self.update(|counts| {
+                let recalled = recalled.min(counts.written);
+                counts.written -= recalled;
+                counts.lost += recalled;
+            });
+            // What was in them nobody knows any more.
+            self.missing(Missing { events: recalled, answers: 0 });
+        }
     }
 
     fn settle(&self, end_ns: u64) -> u64 {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::http::Client;
+use super::http::{Client, printable};
 use super::{Batch, Failure, Output};
 use crate::config::Http;
 use crate::engine::format::text::{self, Stamp};
@@ -67,7 +67,7 @@ fn rejected(answer: &[u8]) -> Option<(u64, String)> {
     let rejected =
         rejected.as_u64().or_else(|| rejected.as_str()?.parse().ok()).filter(|count| *count > 0)?;
     let why = partial.get("errorMessage").and_then(Value::as_str).unwrap_or("no reason given");
-    Some((rejected, why.chars().filter(|c| (' '..='~').contains(c)).take(200).collect()))
+    Some((rejected, printable(why)))
 }
 
 fn record(event: &Event, observed: i128) -> Value {

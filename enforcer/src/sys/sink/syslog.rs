@@ -2,7 +2,9 @@
 //!
 //! Each error drops the connection, and the events that met it are sent again on a new one. TCP has no answer from the
 //! other side's daemon: a batch counts as written when the other side's kernel has acknowledged all of it, so that a
-//! daemon that restarts costs duplicates at most, not events (those excepted that it had received and not read).
+//! daemon that restarts costs duplicates at most, not events (those excepted that it had received and not read). UDP has no
+//! answer at all, unless nobody listens: then the other side's kernel may say so, and what it says so of is sent again,
+//! or counts as lost if it counted as written.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -50,14 +52,21 @@ enum Connection {
     Tcp(TcpStream),
 }
 
+/// How far it came.
+struct Broken {
+    written: usize,
+    /// Of those before, which counted as written.
+    recalled: u64,
+    error: io::Error,
+}
+
 impl Syslog {
     pub(super) fn new(to: SyslogServer, writer: Writer) -> Self {
         Self { to, writer, connection: None }
     }
 
-    /// How many were written before it failed.
-    fn send(&mut self, events: &[Arc<Event>]) -> Result<(), (usize, io::Error)> {
-        let none = |error| (0, error);
+    fn send(&mut self, events: &[Arc<Event>]) -> Result<(), Broken> {
+        let none = |error| Broken { written: 0, recalled: 0, error };
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => connect(&self.to).map_err(none)?,
@@ -66,8 +75,8 @@ impl Syslog {
         let remote = !matches!(self.to, SyslogServer::Unix(_));
         let messages = events.iter().map(|event| self.writer.message(event, remote));
         match connection {
-            Connection::Unix(socket) => each(messages, |message| socket.send(message)),
-            Connection::Udp(socket) => each(messages, |message| socket.send(message)),
+            Connection::Unix(socket) => local(socket, messages),
+            Connection::Udp(socket) => datagrams(socket, messages),
             Connection::UnixStream(stream) => stream_all(stream, messages).map_err(none),
             Connection::Tcp(stream) => stream_all(stream, messages).map_err(none),
         }
@@ -76,13 +85,13 @@ impl Syslog {
 
 impl Output for Syslog {
     fn write(&mut self, events: &[Arc<Event>]) -> Result<(), Failure> {
-        self.send(events).map_err(|(written, error)| {
+        self.send(events).map_err(|Broken { written, recalled, error }| {
             self.connection = None;
             let to: &dyn Display = match &self.to {
                 SyslogServer::Unix(path) => &path.display(),
                 SyslogServer::Udp(server) | SyslogServer::Tcp(server) => server,
             };
-            Failure::passing(written, format!("{to}: {error}"))
+            Failure { recalled, ..Failure::passing(written, format!("{to}: {error}")) }
         })
     }
 
@@ -138,12 +147,23 @@ fn first(server: &str, connect: impl Fn(SocketAddr) -> io::Result<Connection>) -
     Err(last)
 }
 
-fn each(
-    messages: impl Iterator<Item = String>,
-    send: impl Fn(&[u8]) -> io::Result<usize>,
-) -> Result<(), (usize, io::Error)> {
+fn local(socket: &UnixDatagram, messages: impl Iterator<Item = String>) -> Result<(), Broken> {
     for (written, message) in messages.enumerate() {
-        send(message.as_bytes()).map_err(|error| (written, error))?;
+        socket.send(message.as_bytes()).map_err(|error| Broken { written, recalled: 0, error })?;
+    }
+    Ok(())
+}
+
+/// That nobody listens is said of a datagram after it was sent: at once on this host, later from another.
+fn datagrams(socket: &UdpSocket, messages: impl Iterator<Item = String>) -> Result<(), Broken> {
+    let said = |socket: &UdpSocket| socket.take_error().and_then(|error| error.map_or(Ok(()), Err));
+    // Of the last one of the batch before.
+    said(socket).map_err(|error| Broken { written: 0, recalled: 1, error })?;
+    for (written, message) in messages.enumerate() {
+        let of_before = |error: &io::Error| u64::from(error.kind() == io::ErrorKind::ConnectionRefused);
+        let sent = socket.send(message.as_bytes());
+        sent.map_err(|error| Broken { written, recalled: of_before(&error), error })?;
+        said(socket).map_err(|error| Broken { written, recalled: 0, error })?;
     }
     Ok(())
 }
@@ -227,7 +247,7 @@ impl Writer {
             }
             SyslogRfc::Rfc3164 => {
                 let host = if remote { format!("{host} ") } else { String::new() };
-                format!("<{priority}>{} {host}enforcer[{pid}]: {body}", local(event.time()))
+                format!("<{priority}>{} {host}enforcer[{pid}]: {body}", local_time(event.time()))
             }
         }
     }
@@ -259,7 +279,7 @@ fn micros(time: &str) -> String {
 }
 
 /// RFC 3164 is in local time.
-fn local(time: &str) -> String {
+fn local_time(time: &str) -> String {
     let time = time.parse().unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     time.to_zoned(TimeZone::system()).strftime("%b %e %H:%M:%S").to_string()
 }

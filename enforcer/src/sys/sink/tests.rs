@@ -14,6 +14,7 @@ use crate::config::{Facility, Http, Output as To, SyslogRfc, SyslogServer};
 use crate::engine::format::Format;
 use crate::engine::format::samples::{self, connect};
 use crate::engine::record::{FlowBegin, Process, VerdictName};
+use crate::sys::process;
 
 const QUEUE: usize = 8192;
 
@@ -513,7 +514,10 @@ fn a_sink_on_the_network_is_not_told_of_its_own_connects() {
     let dir = tempfile::tempdir().unwrap();
     let collector = Collector::start(&[OK]);
     let sinks = Sinks::start(&[collector.sink(10), json(&dir.path().join("all"))]).unwrap();
-    sinks.send(event(std::process::id()));
+    let mut own = connect();
+    own.process.pid = std::process::id();
+    own.process.process_start = process::started(Path::new("/proc/self")).map(|ticks| ticks * process::TICK);
+    sinks.send(Arc::new(Event::TcpConnect(own)));
     sinks.send(event(1));
     assert_eq!(sinks.flush(PATIENCE), 0);
     assert_eq!((sinks.status()[0].written, sinks.status()[1].written), (1, 2));
@@ -541,6 +545,31 @@ fn a_sink_on_the_network_is_not_told_that_its_collector_accepted() {
 
 fn syslog_over(to: SyslogServer, format: Format) -> SinkConfig {
     SinkConfig::new(To::Syslog { to, facility: Facility(3), rfc: SyslogRfc::Rfc5424 }, format)
+}
+
+/// What the kernel says of a datagram after it was sent decides about the one before.
+#[test]
+fn syslog_over_udp_to_nobody_counts_what_it_is_told() {
+    let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    let to = SyslogServer::Udp(address.to_string());
+    let config = SinkConfig { queue: 50, ..syslog_over(to, Format::Json) };
+    let sinks = Sinks::start(&[config]).unwrap();
+    sinks.send(event(0));
+    wait(|| sinks.status()[0].written == 1);
+    drop(server);
+    (1..100).for_each(|n| sinks.send(event(n)));
+    wait(|| sinks.status()[0].lost > 0);
+    let server = std::net::UdpSocket::bind(address).unwrap();
+    assert_eq!(sinks.flush(PATIENCE), 0);
+    let status = &sinks.status()[0];
+    assert_eq!(status.written + status.lost, 100);
+    server.set_nonblocking(true).unwrap();
+    let mut bytes = [0; 65536];
+    let message = || server.recv(&mut bytes).ok().map(|length| bytes[..length].to_vec());
+    let event = |message: &Vec<u8>| !String::from_utf8_lossy(message).contains(" gap - ");
+    let received = std::iter::from_fn(message).filter(event).count() as u64;
+    assert_eq!(received, status.written - 1, "the first one went to the server before: {status:?}");
 }
 
 #[test]
