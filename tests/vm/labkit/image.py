@@ -8,7 +8,7 @@ from .common import CACHE, LabError, as_root, digest, ext4, run, say, scratch
 
 PACKAGES = """
     busybox-static ca-certificates curl dbus dnsmasq-base iproute2 kmod libc-bin openssl procps python3
-    rpm rsyslog socat systemd systemd-sysv udev util-linux
+    prometheus python3-prometheus-client rpm rsyslog socat systemd systemd-sysv udev util-linux
     bpftool strace
     bind9 bind9-dnsutils bind9-utils dnsperf knot knot-dnsutils knot-resolver libnss-resolve systemd-resolved unbound
 """.split()

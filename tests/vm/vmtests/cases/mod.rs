@@ -22,6 +22,7 @@ mod reload;
 pub(crate) mod resolvers;
 mod rules;
 pub(crate) mod scopes;
+mod sinks;
 mod smoke;
 mod verifier;
 mod volume;
@@ -66,6 +67,7 @@ pub(crate) fn all() -> Vec<Test> {
             exec::tests(),
             ways::native(),
             established::tests(),
+            sinks::tests(),
             browser::tests(),
         ]
         .concat();
