@@ -119,6 +119,26 @@ impl Seats {
         self.first_in(other).is_some()
     }
 
+    /// A number for those that are not in the other; 0: there are none. Without a branch for each, which the verifier
+    /// would have to follow.
+    #[inline(always)]
+    pub const fn mixed_but(&self, other: Option<&Self>) -> u64 {
+        const NONE: Seats = Seats::NONE;
+        let other = match other {
+            Some(other) => other,
+            None => &NONE,
+        };
+        let (mut mixed, mut any, mut word) = (0u64, 0, 0);
+        while word < WORDS {
+            let rest = self.0[word] & !other.0[word];
+            mixed = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(rest);
+            any |= rest;
+            word += 1;
+        }
+        // A mixture of some may be 0 as well.
+        if any == 0 { 0 } else { mixed | 1 }
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = u32> {
         (0..SEATS).filter(|seat| self.has(*seat))
     }

@@ -44,10 +44,14 @@ pub enum Counter {
     AnswersWithheld = 17,
     /// Packets that left for a denied address although no hook had refused them, and were refused.
     PacketsRefused = 18,
+    /// Answers with a new address that their name's quota had no room for. Not delivered, if they would be denied.
+    AnswersOverName = 19,
+    /// The same of their rule's quota.
+    AnswersOverRule = 20,
 }
 
 /// The counters of what became of the answers follow the others.
-pub const OUTCOMES_AT: u32 = 19;
+pub const OUTCOMES_AT: u32 = 21;
 /// And after them those of why answers were not believed.
 pub const DOUBTS_AT: u32 = OUTCOMES_AT + OUTCOMES;
 /// And after them how often each layer refused a canary, which is counted nowhere else.

@@ -205,9 +205,11 @@ pub struct AnswerRecord {
     pub tcp_flags: u8,
     /// `answer::Outcome`: what the kernel made of it.
     pub outcome: u8,
-    /// 1: not delivered, because its addresses could not be entered.
+    /// 1: not delivered, because an address could not be entered.
     pub dropped: u8,
-    pub reserved: [u8; 5],
+    /// Why one was not: 1 there is no room, or a `quota::Over`.
+    pub unentered: u8,
+    pub reserved: [u8; 4],
 }
 
 const _: () = assert!(size_of::<AnswerRecord>() == 64);

@@ -3,6 +3,8 @@
 //! Rust programs have no CO-RE relocations, so the daemon reads these offsets from the running kernel's BTF
 //! and one object fits every kernel.
 
+use crate::quota::Quotas;
+
 /// Byte offsets of fields in kernel structures.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,6 +109,8 @@ pub struct Settings {
     /// 1: the LSM hooks are attached.
     pub lsm: u32,
     pub reserved: u32,
+    /// New addresses of a name, and of a rule.
+    pub quotas: Quotas,
     /// Of the tables of what is not reported: a bit each. Those that hold for a verdict (`Verdict` is the index), and
     /// those that say nothing about users, groups of processes, ports, and networks.
     pub ignored_verdicts: [u64; 3],

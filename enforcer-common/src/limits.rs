@@ -7,6 +7,15 @@ pub const ADDRESSES: u32 = 262_144;
 /// not delivered, counted and alarmed; nothing is evicted.
 pub const ANSWERED: u32 = 262_144;
 
+/// New addresses that a name, and a rule, may bring in a `ttl_cap`, unless the configuration says otherwise. More: answers
+/// with new addresses are not delivered, counted and alarmed.
+pub const NAME_ADDRESSES: u32 = 4096;
+pub const RULE_ADDRESSES: u32 = 65_536;
+
+/// Names and rules of which is known how many addresses they brought. Full: the one that was not charged for longest
+/// begins anew.
+pub const ACCOUNTS: u32 = 16_384;
+
 /// The host's own addresses and its resolvers'. Full: the rest is not protected, logged.
 pub const HOST_ADDRESSES: u32 = 4096;
 

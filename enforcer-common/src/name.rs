@@ -305,6 +305,8 @@ pub struct Name {
     words: u32,
     hash: SuffixHash,
     pub matched: Match,
+    /// The hash of the longest domain in the table that it is or is below; 0: of none.
+    pub domain: u64,
 }
 
 impl Name {
@@ -317,6 +319,7 @@ impl Name {
         words: 0,
         hash: SuffixHash::new([0; 2]),
         matched: Match::NONE,
+        domain: 0,
     };
 
     /// A label begins at the end of the text.
@@ -365,6 +368,7 @@ pub fn match_name<C: Matching>(context: &mut C, odd: bool) {
     name.hash = hash;
     name.words = 0;
     name.matched = Match::NONE;
+    name.domain = 0;
     let labels = name.labels;
     C::Tables::repeat::<Suffix, C>(labels, context);
     C::Tables::repeat::<Automaton, C>(automata, context);
@@ -397,6 +401,7 @@ impl<C: Matching> Step<C> for Suffix {
         };
         if let Some(said) = said {
             name.matched.absorb(if start == 0 { &said.itself } else { &said.below });
+            name.domain = hash;
         }
         ControlFlow::Continue(())
     }

@@ -13,6 +13,7 @@ use enforcer_common::{
     counter::Counter,
     kernel::Control,
     name::{Match, NOBODY},
+    quota::Over,
     repeat::Step,
     verdict::{BootNanos, Conditional},
 };
@@ -23,8 +24,11 @@ use crate::{
     copy,
     heard::{self, News},
     kernel::{lifetime, only_audits},
-    maps::{ANSWERED, Answered, HOST, NEVER_DENY, WORK, count, count_doubt, count_outcome},
+    maps::{
+        ADDRESSES as KNOWN, ANSWERED, Answered, HOST, NEVER_DENY, WORK, count, count_doubt, count_outcome,
+    },
     packet::{self, NotDns, Packet, TCP, UDP, Work},
+    quota,
     tables::{Generation, control, repeat},
 };
 
@@ -59,6 +63,7 @@ fn handle(packet: &mut Packet<'_>) -> bool {
     packet.work.record.time = unsafe { bpf_ktime_get_boot_ns() };
     packet.work.record.outcome = Outcome::Decided as u8;
     packet.work.record.dropped = 0;
+    packet.work.record.unentered = 0;
     judge(packet)
 }
 
@@ -161,7 +166,9 @@ fn load(packet: &mut Packet<'_>) -> Result<(), Outcome> {
 fn read(work: &mut Work, tables: &Generation) -> Outcome {
     let outcome = answer::read(&mut work.scratch, tables);
     let rules = Conditions::new();
-    work.scratch.doubt_exceptions(rules.as_ref().and_then(|rules| rules.row(ALLOW)));
+    let exceptions = rules.as_ref().and_then(|rules| rules.row(ALLOW));
+    work.scratch.doubt_exceptions(exceptions);
+    work.scratch.open_account(exceptions);
     outcome
 }
 
@@ -172,11 +179,28 @@ fn enter(work: &mut Work, control: Control) {
         return;
     }
     count(Counter::AnswersMatched);
-    if !enter_all(work, control) && refuses(work.scratch.claimed()) {
-        count(Counter::AnswersDropped);
+    enter_all(work, control);
+    // SAFETY: a field of ours. Through memory: else the verifier goes through the rest once for each.
+    let unentered = unsafe { (&raw const work.record.unentered).read_volatile() };
+    if unentered == ENTERED {
+        return;
+    }
+    // Delivered, it would be a way to what is not denied.
+    if refuses(work.scratch.claimed()) {
         work.record.dropped = 1;
     }
+    if unentered == Over::Name as u8 {
+        count(Counter::AnswersOverName);
+    } else if unentered == Over::Rule as u8 {
+        count(Counter::AnswersOverRule);
+    } else if work.record.dropped != 0 {
+        count(Counter::AnswersDropped);
+    }
 }
+
+/// Of `AnswerRecord::unentered`, beside those of `Over`.
+const ENTERED: u8 = 0;
+const NO_ROOM: u8 = 1;
 
 /// Whether an address that could not be entered would be one that is not denied. Some conditional rule is taken for
 /// one that denies.
@@ -185,16 +209,19 @@ fn refuses(claimed: &Match) -> bool {
     (claimed.deny != NOBODY || !claimed.conditional.is_none()) && !only_audits()
 }
 
-/// Enters every address. False: one of them could not be entered.
+/// Enters every address, up to one that cannot be entered: why not stands in `work.record.unentered`.
 #[inline(always)]
-fn enter_all(work: &mut Work, control: Control) -> bool {
-    let Some(answered) = ANSWERED.get(control.answered & 1) else { return false };
+fn enter_all(work: &mut Work, control: Control) {
+    let unentered = &mut work.record.unentered;
+    let Some(answered) = ANSWERED.get(control.answered & 1) else {
+        *unentered = NO_ROOM;
+        return;
+    };
     let times = work.scratch.found_len;
     let now = work.record.time;
     let (scratch, entry) = (&work.scratch, &mut work.entry);
-    let mut entering = Entering { scratch, entry, answered, lifetime: lifetime(), now, failed: 0 };
+    let mut entering = Entering { scratch, entry, answered, lifetime: lifetime(), now, unentered };
     repeat::<Enter, _>(times, &mut entering);
-    entering.failed == 0
 }
 
 struct Entering<'a> {
@@ -203,7 +230,8 @@ struct Entering<'a> {
     answered: &'static Answered,
     lifetime: Lifetime,
     now: BootNanos,
-    failed: u32,
+    /// In map memory.
+    unentered: &'a mut u8,
 }
 
 struct Enter;
@@ -217,11 +245,7 @@ impl Step<Entering<'_>> for Enter {
             return ControlFlow::Continue(());
         }
         entering.scratch.write_entry(found, entering.lifetime, entering.now, entering.entry);
-        if put(entering.answered, addr, entering.entry, entering.now) {
-            return ControlFlow::Continue(());
-        }
-        entering.failed = 1;
-        ControlFlow::Break(())
+        if put(entering, addr) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 }
 
@@ -233,19 +257,21 @@ fn is_never_denied(addr: Addr) -> bool {
         || NEVER_DENY.get(&Key::new(128, addr.octets())).is_some()
 }
 
-/// Adds claims to what is known about the address.
+/// Adds claims to what is known about the address. False: `entering.unentered` says why not.
 ///
 /// An element is changed in place and never removed while the map is in use: so no reader ever sees half of
 /// one element and half of another. Two CPUs that answer about the same address at once may each lose a
 /// prolongation to the other; the daemon, which reads both answers, makes good for it.
 #[inline(always)]
-fn put(answered: &Answered, addr: Addr, entry: &Entry, now: BootNanos) -> bool {
+fn put(entering: &mut Entering<'_>, addr: Addr) -> bool {
+    let Entering { answered, now, .. } = *entering;
     let key = addr.octets();
     // Twice, because another CPU may enter the address in between.
-    for _ in 0..2 {
+    for turn in 0..2 {
         if let Some(known) = answered.get_ptr_mut(key) {
             // SAFETY: an element of a map whose elements are never removed while it is in use.
             unsafe {
+                let entry = &*entering.entry;
                 prolong(&raw mut (*known).allow, entry.allow);
                 prolong(&raw mut (*known).deny, entry.deny);
                 prolong(&raw mut (*known).audit, entry.audit);
@@ -253,12 +279,28 @@ fn put(answered: &Answered, addr: Addr, entry: &Entry, now: BootNanos) -> bool {
             }
             return true;
         }
-        if answered.insert(key, entry, BPF_NOEXIST.into()).is_ok() {
+        if turn == 0 && !charge(entering, &key) {
+            return false;
+        }
+        if answered.insert(key, &*entering.entry, BPF_NOEXIST.into()).is_ok() {
             count(Counter::AnsweredEntered);
             return true;
         }
     }
+    *entering.unentered = NO_ROOM;
     false
+}
+
+/// What the daemon took over, or what ran out there, takes no place that it has not.
+#[inline(always)]
+fn charge(entering: &mut Entering<'_>, key: &[u8; 16]) -> bool {
+    // SAFETY: only whether there is an element matters.
+    if unsafe { KNOWN.get(key) }.is_some() {
+        return true;
+    }
+    let over = quota::charge(entering.scratch.account(), entering.now) as u8;
+    *entering.unentered = over;
+    over == 0
 }
 
 /// # Safety

@@ -11,6 +11,7 @@ use enforcer_common::{
     answer::Lifetime,
     event::{ConnectRecord, Layer},
     kernel::{ABSENT, Offsets, Settings},
+    quota::{Quota, Quotas},
 };
 
 #[unsafe(no_mangle)]
@@ -96,6 +97,7 @@ static SETTINGS: Settings = Settings {
     egress: 0,
     lsm: 0,
     reserved: 0,
+    quotas: Quotas::NONE,
     ignored_verdicts: [0; 3],
     any_user: 0,
     any_cgroup: 0,
@@ -111,9 +113,9 @@ pub type Pointer = *const c_void;
 /// One field of `OFFSETS` or `SETTINGS`. Volatile, because the compiler would fold the placeholder in; the
 /// kernel's verifier sees the loader's value as a constant and prunes what it excludes.
 macro_rules! global {
-    ($name:ident . $field:ident) => {
+    ($name:ident . $($field:ident).+) => {
         // SAFETY: a static of this object, initialised and aligned.
-        unsafe { ptr::read_volatile(&raw const $name.$field) }
+        unsafe { ptr::read_volatile(&raw const $name.$($field).+) }
     };
 }
 
@@ -179,6 +181,18 @@ pub fn ignore_any() -> (u64, u64, u64, u64) {
 #[inline(always)]
 pub fn lifetime() -> Lifetime {
     Lifetime { floor: global!(SETTINGS.ttl_floor), cap: global!(SETTINGS.ttl_cap) }
+}
+
+/// How many new addresses a name may bring.
+#[inline(always)]
+pub fn name_quota() -> Quota {
+    global!(SETTINGS.quotas.name)
+}
+
+/// How many new addresses a rule may bring.
+#[inline(always)]
+pub fn rule_quota() -> Quota {
+    global!(SETTINGS.quotas.rule)
 }
 
 /// Whether all sockets are taken for one, because a test has none.

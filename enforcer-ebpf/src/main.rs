@@ -31,6 +31,7 @@ mod kernel;
 mod maps;
 mod outcome;
 mod packet;
+mod quota;
 mod repeats;
 mod report;
 mod scope;

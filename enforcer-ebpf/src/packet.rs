@@ -81,7 +81,7 @@ impl Packet<'_> {
         }
         let record = &mut self.work.record;
         record.kind = KIND_ANSWER;
-        record.reserved = [0; 5];
+        record.reserved = [0; 4];
         record.client_port = to;
         record.protocol = self.work.protocol as u16;
         record.sequence = 0;

@@ -219,6 +219,12 @@ pub struct DnsStatus {
     pub late: BTreeMap<String, u64>,
     /// Not delivered, because their addresses could not be denied.
     pub dropped: u64,
+    /// Not delivered (only audited ones are), because their name or their rule has brought as many new addresses as it may.
+    #[serde(default)]
+    pub over_quota: BTreeMap<String, u64>,
+    /// Addresses that are NOT denied for that reason: the daemon decided about them late.
+    #[serde(default)]
+    pub over_quota_late: u64,
     /// Not believed, by reason: nobody asked for them, or whoever did may have been told anything.
     #[serde(default)]
     pub unbelieved: BTreeMap<String, u64>,

@@ -17,6 +17,7 @@ use enforcer::engine::policy::Action;
 use enforcer_common::answer::Outcome;
 use enforcer_common::belief::Doubt;
 use enforcer_common::counter::Counter;
+use enforcer_common::quota::{Quota, Quotas};
 use enforcer_common::{Addr, Entry, Seats};
 use enforcer_tests::fixtures::Recorded;
 use message::{A, AAAA, CNAME, Carrier, HTTPS, Message, Random};
@@ -111,6 +112,7 @@ fn main() {
     repeats(&mut subject);
     rules_change(&mut subject, &rules);
     belief(&mut subject);
+    quotas(&rules);
     fuzz(&mut subject, &rules, number(0).unwrap_or(5), number(1).unwrap_or(1));
     costs(&mut subject);
     println!("1 passed, 0 failed, 0 skipped");
@@ -474,6 +476,76 @@ fn full(subject: &mut Subject, _: &Rules) {
     }
     assert_eq!(subject.count(Counter::AnswersDropped), before + 1);
     subject.take_entered();
+}
+
+/// Over the quota of its name or its rule an answer with a new address does not arrive. For an audited one it does, and
+/// for what an exception lets through there is no quota.
+fn quotas(rules: &Rules) {
+    let period = 3600;
+    let quotas = Quotas { name: Quota::new(3, period), rule: Quota::new(8, period) };
+    let mut subject = Subject::with_quotas(quotas);
+    subject.conditions.enforce(&rules.compiled.conditions().table).unwrap();
+    subject.answers.install(rules.tables()).unwrap();
+    let answer = |name: &str, addresses: &[u8]| {
+        let message = addresses.iter().fold(Message::asked(name, A, true), |m, n| m.a(name, 60, v4(*n)));
+        Carrier::Udp4.frame(&message.bytes)
+    };
+    let known = Addr::from_v4(v4(77));
+    subject.know(known);
+    // Name, addresses, delivered, whose quota there was no room in, addresses that are entered after it.
+    type Row = (&'static str, &'static [u8], bool, Option<Counter>, usize);
+    let (of_name, of_rule) = (Some(Counter::AnswersOverName), Some(Counter::AnswersOverRule));
+    let rows: [Row; 27] = [
+        ("denied.example", &[1, 2, 3], true, None, 3),
+        ("denied.example", &[3, 2, 1], true, None, 3),
+        ("denied.example", &[4], false, of_name, 3),
+        // One that is known stays so, and is not withheld.
+        ("denied.example", &[2], true, None, 3),
+        ("denied.example", &[2, 4], false, of_name, 3),
+        // The daemon has it.
+        ("denied.example", &[77], true, None, 4),
+        // Others of the same rule, of other rules, of none.
+        ("www.shop.example", &[5, 6], true, None, 6),
+        ("innocent.example", &[4], true, None, 6),
+        // What is below a domain is charged to it.
+        ("a.tracker.example", &[10], true, None, 7),
+        ("b.tracker.example", &[11], true, None, 8),
+        ("c.d.tracker.example", &[12], true, None, 9),
+        ("e.tracker.example", &[13], false, of_name, 9),
+        // The rule's other names, until it has no room.
+        ("x.ads.example", &[14, 15, 16], true, None, 12),
+        ("bad.example", &[17, 18], true, None, 14),
+        ("bad.example", &[19], false, of_rule, 14),
+        ("xn--bcher-kva.example", &[20, 21], false, of_rule, 14),
+        // Globs of one rule are one name.
+        ("ads-1.net.example", &[30], true, None, 15),
+        ("ads-2.net.example", &[31], true, None, 16),
+        ("cdn7.example", &[32], true, None, 17),
+        ("ads-3.net.example", &[33], false, of_name, 17),
+        // What is audited opens nothing, but must not fill the map either.
+        ("x.audit.example", &[40, 41, 42], true, None, 20),
+        ("y.audit.example", &[43], true, of_name, 20),
+        // Exceptions, with conditions and without.
+        ("good.tracker.example", &[50, 51, 52, 53], true, None, 24),
+        ("okay.example", &[54, 55, 56, 57], true, None, 28),
+        ("unit-7.example", &[58, 59, 60, 61], true, None, 32),
+        // A rule with conditions refuses somebody.
+        ("shop.example", &[62, 63, 64], true, None, 35),
+        ("shop.example", &[65], false, of_name, 35),
+    ];
+    for (at, (name, addresses, delivered, over, entered)) in rows.into_iter().enumerate() {
+        let counts = |subject: &Subject| [of_name, of_rule].map(|of| subject.count(of.unwrap()));
+        let before = counts(&subject);
+        let run = subject.pass(&answer(name, addresses));
+        assert_eq!(run, (delivered, !delivered), "{at} {name} {addresses:?}");
+        let after = counts(&subject);
+        let counted = [of_name, of_rule].map(|of| u64::from(of.is_some() && of == over));
+        assert_eq!([after[0] - before[0], after[1] - before[1]], counted, "{at} {name} {addresses:?}");
+        let all = subject.answers.entered().unwrap().len();
+        assert_eq!(all, entered, "{at} {name} {addresses:?}");
+    }
+    assert_eq!(subject.count(Counter::AnswersDropped), 0);
+    println!("packet: who brings too many addresses is not told them");
 }
 
 /// The daemon is told once a second what is said over and over; what is new in it, at once.

@@ -16,6 +16,7 @@ use enforcer_common::answer::Outcome;
 use enforcer_common::belief::Doubt;
 use enforcer_common::counter::{Counter, DOUBTS_AT, OUTCOMES_AT};
 use enforcer_common::kernel::Settings;
+use enforcer_common::quota::Quotas;
 use enforcer_common::{Addr, Entry};
 
 use crate::message;
@@ -96,11 +97,18 @@ pub(crate) struct Run {
 }
 
 impl Subject {
+    /// Without quotas.
     pub(crate) fn load() -> Self {
-        let mount = std::env::temp_dir().join(format!("enforcer-packet-{}", std::process::id()));
+        Self::with_quotas(Quotas::NONE)
+    }
+
+    pub(crate) fn with_quotas(quotas: Quotas) -> Self {
+        let limited = if quotas == Quotas::NONE { "" } else { "-limited" };
+        let mount = std::env::temp_dir().join(format!("enforcer-packet-{}{limited}", std::process::id()));
         fs::create_dir_all(&mount).unwrap();
         rustix::mount::mount("bpf", &mount, "bpf", rustix::mount::MountFlags::empty(), None).unwrap();
-        let settings = Raw(Settings { ttl_floor: FLOOR, ttl_cap: CAP, one_socket: 1, ..Settings::default() });
+        let settings =
+            Raw(Settings { ttl_floor: FLOOR, ttl_cap: CAP, one_socket: 1, quotas, ..Settings::default() });
         double::prepare(&mount).unwrap();
         let pins = double::DOUBLE_MAPS.map(|map| (map, mount.join(map)));
         let mut loader = EbpfLoader::new();
@@ -255,6 +263,13 @@ impl Subject {
                 half.insert(key, Raw(Entry::NONE), 0).unwrap();
             }
         }
+    }
+
+    /// As if the daemon had taken it over.
+    pub(crate) fn know(&mut self, addr: Addr) {
+        let map = self.ebpf.map_mut("ADDRESSES").unwrap();
+        let mut known: HashMap<_, [u8; 16], Raw<Entry>> = HashMap::try_from(map).unwrap();
+        known.insert(addr.octets(), Raw(Entry::NONE), 0).unwrap();
     }
 
     /// Nanoseconds a run, without the copy's way to user space (the ring is full after the first ones).

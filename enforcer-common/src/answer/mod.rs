@@ -11,6 +11,7 @@ use crate::addr::Addr;
 use crate::belief::{self, WORDS};
 use crate::condition::Seats;
 use crate::name::{Match, Matching, NOBODY, Name, SuffixHash, Tables, match_name, rule};
+use crate::quota::Account;
 use crate::verdict::{BootNanos, Claim, Entry};
 use records::Record;
 
@@ -106,6 +107,9 @@ pub struct Scratch {
     hashed: u32,
     /// Of the names so far: the first rule of each action, whichever name it names.
     claimed: Match,
+    /// The domain by which the last of them is named; see `Account`.
+    domain: u64,
+    account: Account,
     outcome: u32,
     reader: reader::State,
     records: records::State,
@@ -121,6 +125,8 @@ impl Scratch {
         hash: SuffixHash::new([0; 2]),
         hashed: 0,
         claimed: Match::NONE,
+        domain: 0,
+        account: Account::NONE,
         outcome: 0,
         reader: reader::State::EMPTY,
         records: records::State::EMPTY,
@@ -138,6 +144,17 @@ impl Scratch {
                 self.claimed.conditional.drop(exceptions);
             }
         }
+    }
+
+    /// After reading: what new addresses are charged to. `exceptions`: as above.
+    #[inline(always)]
+    pub fn open_account(&mut self, exceptions: Option<&Seats>) {
+        self.account = Account::of(&self.claimed, self.domain, exceptions);
+    }
+
+    #[inline(always)]
+    pub fn account(&self) -> &Account {
+        &self.account
     }
 
     /// What the answer's names are claimed by.
@@ -271,6 +288,7 @@ pub fn read<T: Tables>(scratch: &mut Scratch, tables: &T) -> Outcome {
     scratch.outcome = Outcome::Decided as u32;
     scratch.found_len = 0;
     scratch.claimed = Match::NONE;
+    scratch.domain = 0;
     let mut walk = Walk { scratch, tables };
     if let Err(Refused(why)) = message(&mut walk) {
         walk.scratch.found_len = 0;
@@ -323,7 +341,10 @@ impl<T: Tables> Walk<'_, T> {
             self.scratch.late(Outcome::OddName);
         }
         match_name(self, odd);
-        let Scratch { claimed, name, .. } = &mut *self.scratch;
+        let Scratch { claimed, name, domain, .. } = &mut *self.scratch;
         claimed.absorb(&name.matched);
+        if name.domain != 0 {
+            *domain = name.domain;
+        }
     }
 }

@@ -76,6 +76,7 @@ impl Display for Screen<'_> {
                 (counters.uncopied_packets, "not copied"),
                 (dns.dropped, "not delivered"),
                 (dns.withheld, "withheld"),
+                (dns.over_quota_late, "addresses over their quota NOT denied"),
                 (dns.unparsed, "not understood"),
                 (dns.streams_lost, "TCP streams lost"),
                 (dns.literals_unanswered, "names of rules not answered yet"),
@@ -85,6 +86,7 @@ impl Display for Screen<'_> {
         )?;
         reasons_line(f, "decided late", &dns.late)?;
         reasons_line(f, "not believed", &dns.unbelieved)?;
+        reasons_line(f, "over the quota of their", &dns.over_quota)?;
         map_line(f, map)?;
         self.0.sinks.iter().try_for_each(|sink| sink_line(f, sink))?;
         let Status { version, pid, kernel, uptime_seconds, .. } = self.0;

@@ -10,7 +10,9 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use enforcer_common::Verdict;
+use enforcer_common::answer::Lifetime;
+use enforcer_common::quota::{Quota, Quotas};
+use enforcer_common::{Verdict, limits};
 use ipnetwork::IpNetwork;
 
 pub use read::parse;
@@ -44,6 +46,9 @@ pub struct Config {
     pub require_lsm: bool,
     pub ttl_floor: Duration,
     pub ttl_cap: Duration,
+    /// New addresses that a name, and a rule, may bring in a `ttl_cap`.
+    pub addresses_per_name: u32,
+    pub addresses_per_rule: u32,
     pub never_deny: Vec<IpNetwork>,
     pub doh: Doh,
     /// Servers whose answers to users are believed, beside those of the host.
@@ -168,6 +173,8 @@ impl Default for Config {
             require_lsm: false,
             ttl_floor: Duration::from_secs(60 * 60),
             ttl_cap: Duration::from_secs(24 * 60 * 60),
+            addresses_per_name: limits::NAME_ADDRESSES,
+            addresses_per_rule: limits::RULE_ADDRESSES,
             never_deny: Vec::new(),
             doh: Doh::Allow,
             trusted_servers: Vec::new(),
@@ -185,6 +192,16 @@ impl Default for Config {
 }
 
 impl Config {
+    /// How long an answer is believed.
+    pub fn lifetime(&self) -> Lifetime {
+        Lifetime { floor: seconds(self.ttl_floor), cap: seconds(self.ttl_cap) }
+    }
+
+    pub fn quotas(&self) -> Quotas {
+        let quota = |addresses| Quota::new(addresses, seconds(self.ttl_cap));
+        Quotas { name: quota(self.addresses_per_name), rule: quota(self.addresses_per_rule) }
+    }
+
     /// The configured sinks; without any, the journal if stdout is connected to it, else text on stdout.
     pub fn sinks_or_default(&self, under_systemd: bool) -> Vec<SinkConfig> {
         match (self.sinks.is_empty(), under_systemd) {
@@ -193,6 +210,10 @@ impl Config {
             (true, false) => vec![SinkConfig::new(Output::Stdout, Format::Text)],
         }
     }
+}
+
+fn seconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
 }
 
 /// Something wrong in the file, where, and what to write instead.

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use enforcer_common::limits;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -52,6 +53,8 @@ const KEYS: &[&str] = &[
     "require_lsm",
     "ttl_floor",
     "ttl_cap",
+    "addresses_per_name",
+    "addresses_per_rule",
     "never_deny",
     "doh",
     "trusted_servers",
@@ -93,6 +96,8 @@ impl Reader<'_> {
                 "require_lsm" => put(&mut config.require_lsm, self.boolean(name, value)),
                 "ttl_floor" => put(&mut config.ttl_floor, self.duration(name, value)),
                 "ttl_cap" => put(&mut config.ttl_cap, self.duration(name, value)),
+                "addresses_per_name" => put(&mut config.addresses_per_name, self.addresses(name, value)),
+                "addresses_per_rule" => put(&mut config.addresses_per_rule, self.addresses(name, value)),
                 "never_deny" => config.never_deny = self.networks(name, value),
                 "doh" => put(&mut config.doh, self.choice(name, value, DOH)),
                 "trusted_servers" => config.trusted_servers = self.trusted(name, value),
@@ -238,6 +243,20 @@ impl Reader<'_> {
             self.error(value.span(), "aggregate is shorter than a second", Some(hint.into()));
         }
         Some(window)
+    }
+
+    fn addresses(&mut self, key: &str, value: &Value<'_>) -> Option<u32> {
+        let wanted = format!("a number from 1 to {}, the room of the map", limits::ADDRESSES);
+        let Some(number) = value.get_ref().as_integer() else {
+            self.wrong_type(key, value, &wanted);
+            return None;
+        };
+        let text = number.to_string();
+        let number = text.parse().ok().filter(|number| (1..=limits::ADDRESSES).contains(number));
+        if number.is_none() {
+            self.error(value.span(), &format!("{key} cannot be {text}"), Some(format!("write {wanted}")));
+        }
+        number
     }
 
     fn boolean(&mut self, key: &str, value: &Value<'_>) -> Option<bool> {

@@ -6,7 +6,6 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
-use enforcer_common::answer::Lifetime;
 use enforcer_common::counter::Counter;
 use enforcer_common::kernel::{REPORT_ALL, TCP_CONNECT, UDP_CONNECT};
 use ipnetwork::IpNetwork;
@@ -80,7 +79,6 @@ pub fn exec(
         DaemonError::Start(format!("{error}: exec needs root, and a cgroup2 that may be written"))
     })?;
     let config = Config::default();
-    let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
     let options = Options {
         pin: enclosure.pins(),
         cgroup: enclosure.cgroup(),
@@ -93,7 +91,8 @@ pub fn exec(
         ignore: &[],
         cgroup_root: &mount,
         read_kernel: preflight.lockdown.as_deref() != Some("confidentiality"),
-        lifetime: Lifetime { floor: seconds(config.ttl_floor), cap: seconds(config.ttl_cap) },
+        lifetime: config.lifetime(),
+        quotas: config.quotas(),
         audit: false,
         default_deny: default == DefaultVerdict::Deny,
         egress: true,

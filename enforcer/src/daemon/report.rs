@@ -166,6 +166,8 @@ fn dns(daemon: &Daemon) -> DnsStatus {
         matched: daemon.installer.count(Counter::AnswersMatched),
         late: late(daemon),
         dropped: daemon.installer.count(Counter::AnswersDropped),
+        over_quota: over_quota(daemon),
+        over_quota_late: counts.over_quota,
         unbelieved: unbelieved(daemon),
         withheld: daemon.installer.count(Counter::AnswersWithheld),
         unparsed: counts.unparsed,
@@ -185,6 +187,13 @@ fn late(daemon: &Daemon) -> BTreeMap<String, u64> {
     let counted = late.map(|outcome| (outcome_name(outcome).to_owned(), daemon.installer.outcome(outcome)));
     let globs = ("late_globs".to_owned(), daemon.state.dns_counts().late_globs);
     counted.chain([globs]).filter(|(_, count)| *count > 0).collect()
+}
+
+/// Answers whose quota was used up, by whose it was.
+fn over_quota(daemon: &Daemon) -> BTreeMap<String, u64> {
+    let count = |counter| daemon.installer.count(counter);
+    let all = [("name", count(Counter::AnswersOverName)), ("rule", count(Counter::AnswersOverRule))];
+    all.into_iter().filter(|(_, count)| *count > 0).map(|(of, count)| (of.to_owned(), count)).collect()
 }
 
 /// Answers that were not believed, by reason.
@@ -251,6 +260,21 @@ fn warnings(status: &Status, problems: &[String]) -> Vec<String> {
             "{} DNS answers were not delivered because their addresses could not be denied: the map is full. \
              Remove patterns that match much",
             dns.dropped
+        ),
+    );
+    for (of, count) in &dns.over_quota {
+        let text = format!(
+            "{count} DNS answers were withheld because a {of} brought more new addresses than addresses_per_{of} lets it: \
+             `enforcer events` tells which (refused_binding)"
+        );
+        warn(true, text);
+    }
+    warn(
+        dns.over_quota_late > 0,
+        format!(
+            "{} addresses are NOT denied: answers that the kernel left to the daemon brought more of them than their \
+             quota lets them",
+            dns.over_quota_late
         ),
     );
     warn(

@@ -133,16 +133,9 @@ fn enforce(
 pub(super) fn state(config: &Config, host: &Host) -> State {
     let networks = config.never_deny.iter().copied().map(Network::from).collect();
     let never = NeverDeny { networks, host: host.protected() };
-    let table = TableConfig {
-        ttl_floor: seconds(config.ttl_floor),
-        ttl_cap: seconds(config.ttl_cap),
-        capacity: limits::TABLE_BINDINGS,
-    };
-    State::new(table, never)
-}
-
-fn seconds(duration: std::time::Duration) -> u32 {
-    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
+    let Lifetime { floor, cap } = config.lifetime();
+    let table = TableConfig { ttl_floor: floor, ttl_cap: cap, capacity: limits::TABLE_BINDINGS };
+    State::new(table, never, config.quotas())
 }
 
 fn events(kinds: EventKinds) -> u32 {
@@ -182,7 +175,8 @@ fn attach(
         egress: config.egress,
         addresses: limits::ADDRESSES,
         ring: limits::RING_BYTES,
-        lifetime: Lifetime { floor: seconds(config.ttl_floor), cap: seconds(config.ttl_cap) },
+        lifetime: config.lifetime(),
+        quotas: config.quotas(),
     };
     let (mut kernel, ring) = match Kernel::start(&options) {
         Err(BpfError::Program { program: EXIT_PROGRAM, source }) => {

@@ -13,6 +13,7 @@ pub mod name;
 pub mod plan;
 pub mod policy;
 pub mod process;
+mod quota;
 pub mod record;
 mod refused;
 pub mod sockaddr;

@@ -264,6 +264,32 @@ pub enum Direction {
     Out,
 }
 
+/// Why a denied name does not make an address denied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusedReason {
+    /// It is loopback, link-local, multicast, the host's own, a resolver's, a gateway's, or one of `never_deny`.
+    #[default]
+    Protected,
+    /// The name has brought as many new addresses as it may (`addresses_per_name`). The answer was withheld.
+    NameQuota,
+    /// The rule has brought as many new addresses as it may (`addresses_per_rule`). The answer was withheld.
+    RuleQuota,
+    /// One of these two, but the daemon decided after the answer was delivered: the address is NOT denied.
+    LateQuota,
+}
+
+impl RefusedReason {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Protected => "protected",
+            Self::NameQuota => "name_quota",
+            Self::RuleQuota => "rule_quota",
+            Self::LateQuota => "late_quota",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusedBinding {
@@ -271,13 +297,16 @@ pub struct RefusedBinding {
     pub time: String,
     /// The name in the question.
     pub name: String,
-    /// Loopback, link-local, multicast, the host's own, a resolver's, a gateway's, or one of `never_deny`.
+    /// The address that is not denied: of several, the first of the answer that is new.
     pub address: IpAddr,
+    #[serde(default)]
+    pub reason: RefusedReason,
     /// The rule that would deny or audit it. `null`: it is gone since.
     pub rule: Option<String>,
     /// Who answered.
     pub server: IpAddr,
-    /// How many others were not told since the last of these events. A name with an address is told once in ten minutes.
+    /// How many others were not told since the last of these events. A name with an address, or whose quota is used up,
+    /// is told once in ten minutes.
     pub held_back: u64,
 }
 

@@ -4,7 +4,9 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
+use enforcer_common::answer::Outcome;
 use enforcer_common::event::{AF_INET, AF_INET6, AnswerRecord, ConnectRecord, IN, Layer, RETURNED};
+use enforcer_common::quota::{Over, Quotas};
 use enforcer_common::verdict::{BootNanos, Conditional, FOREVER, NO_RULE, Said};
 use enforcer_common::{Addr, Claim, Entry, RuleId, Seats, Verdict};
 
@@ -17,11 +19,12 @@ use super::explain::{self, Asked, Explanation, Known, Running};
 use super::name::Name;
 use super::plan::{Matcher, Planner, Step, View};
 use super::policy::Action;
+use super::quota::Accounts;
 use super::record::{
     Connect, Direction, Event, FlowBegin, Gap, LayerName, NameKind, NameOrigin, Process, RefusedBinding,
-    SocketConnect, VerdictName, family_name, printable, protocol_name, socket_type_name,
+    RefusedReason, SocketConnect, VerdictName, family_name, printable, protocol_name, socket_type_name,
 };
-use super::refused::Refused;
+use super::refused::{Refused, What};
 use super::sockaddr;
 
 const TCP: u16 = 6;
@@ -36,6 +39,8 @@ pub struct DnsCounts {
     pub late_globs: u64,
     /// Bindings of denied names to addresses that are never denied.
     pub refused: u64,
+    /// Addresses that stayed open, because the kernel left their answers to the daemon and their quota was used up.
+    pub over_quota: u64,
 }
 
 /// What is known about a process beside the numbers in the record. All of it escaped already.
@@ -97,13 +102,15 @@ pub struct State {
     staged: bool,
     never: NeverDeny,
     dns: DnsCounts,
+    /// For answers that the kernel left to us.
+    accounts: Accounts,
     refused: Refused,
     /// Still to be told: when they were refused, and without a time as text.
     refusals: Vec<(BootNanos, RefusedBinding)>,
 }
 
 impl State {
-    pub fn new(table: TableConfig, never: NeverDeny) -> Self {
+    pub fn new(table: TableConfig, never: NeverDeny, quotas: Quotas) -> Self {
         Self {
             compiled: None,
             table: DnsTable::new(table),
@@ -112,6 +119,7 @@ impl State {
             staged: false,
             never,
             dns: DnsCounts::default(),
+            accounts: Accounts::new(quotas),
             refused: Refused::default(),
             refusals: Vec::new(),
         }
@@ -196,6 +204,10 @@ impl State {
 
     /// A packet from port 53.
     pub fn answer(&mut self, record: &AnswerRecord, payload: &[u8]) -> Vec<Step> {
+        if let Some(over) = Over::from_wire(record.unentered) {
+            self.note_withheld(record, payload, over);
+            return Vec::new();
+        }
         if record.protocol != TCP {
             return self.message(payload, record);
         }
@@ -207,7 +219,7 @@ impl State {
     fn message(&mut self, message: &[u8], record: &AnswerRecord) -> Vec<Step> {
         let now = record.time;
         self.dns.answers += 1;
-        let Ok(answer) = wire::parse(message) else {
+        let Ok(mut answer) = wire::parse(message) else {
             self.dns.unparsed += 1;
             return Vec::new();
         };
@@ -215,8 +227,74 @@ impl State {
         let late = self.compiled.as_ref().is_some_and(|compiled| compiled.is_late(&answer.chain));
         self.dns.late_globs += u64::from(late && !answer.addresses.is_empty());
         self.note_refused(&answer, record);
+        if late || Outcome::is_late_on_wire(record.outcome) {
+            self.charge(&mut answer, record);
+        }
         let changed = self.table.observe(&answer, Some(Addr::from_v6(record.server)), now);
         self.plan(now, |planner, view| planner.readdress(changed, view))
+    }
+
+    /// The kernel had no room for its addresses: they are not known, and it comes again whole if it was a stream's.
+    fn note_withheld(&mut self, record: &AnswerRecord, payload: &[u8], over: Over) {
+        self.dns.answers += 1;
+        let message = if record.protocol == TCP { payload.get(2..) } else { Some(payload) };
+        let Some(answer) = message.and_then(|message| wire::parse(message).ok()) else { return };
+        let reason = match over {
+            Over::Name => RefusedReason::NameQuota,
+            Over::Rule => RefusedReason::RuleQuota,
+        };
+        let new = answer.addresses.iter().find(|(addr, _)| !self.is_known(*addr));
+        if let Some((addr, _)) = new.or(answer.addresses.first()) {
+            self.note_over(&answer, *addr, record, reason);
+        }
+    }
+
+    /// Takes new addresses for which there is no room out of an answer that was delivered already.
+    fn charge(&mut self, answer: &mut wire::Answer, record: &AnswerRecord) {
+        let Some(compiled) = &self.compiled else { return };
+        let account = compiled.account(&answer.chain);
+        let mut over = None;
+        let mut addresses = std::mem::take(&mut answer.addresses);
+        addresses.retain(|(addr, _)| {
+            let fits = self.is_known(*addr)
+                || self.never.contains(*addr)
+                || self.accounts.charge(&account, record.time).is_ok();
+            if !fits {
+                self.dns.over_quota += 1;
+                over.get_or_insert(*addr);
+            }
+            fits
+        });
+        answer.addresses = addresses;
+        if let Some(addr) = over {
+            self.note_over(answer, addr, record, RefusedReason::LateQuota);
+        }
+    }
+
+    fn is_known(&self, addr: Addr) -> bool {
+        self.planner.installed().contains_key(&addr)
+    }
+
+    fn note_over(&mut self, answer: &wire::Answer, addr: Addr, record: &AnswerRecord, reason: RefusedReason) {
+        let (Some(compiled), Some(asked)) = (&self.compiled, answer.chain.first()) else { return };
+        let account = compiled.account(&answer.chain);
+        let full = if reason == RefusedReason::RuleQuota { account.rule } else { account.name };
+        let Some(held_back) = self.refused.tell(What::Quota(full), record.time) else { return };
+        let entry = compiled.entry(&answer.chain, FOREVER);
+        let claims = [entry.deny, entry.audit];
+        let rule = claims.iter().find(|claim| **claim != Claim::NONE).map(|claim| claim.rule);
+        let seat = entry.conditional.rules.iter().next();
+        let rule = rule.or(seat.map(|seat| compiled.conditions().transition.rule(seat)));
+        let refused = RefusedBinding {
+            time: String::new(),
+            name: asked.to_string(),
+            address: display_ip(addr.octets()),
+            reason,
+            rule: rule.and_then(|rule| compiled.rule_name(rule)).map(str::to_owned),
+            server: display_ip(record.server),
+            held_back,
+        };
+        self.refusals.push((record.time, refused));
     }
 
     /// A denied name that leads where nothing is denied is an attempt, or a mistake: either wants to be known.
@@ -229,11 +307,14 @@ impl State {
             if entry.allow != Claim::NONE || claim == Claim::NONE {
                 return;
             }
-            let Some(held_back) = self.refused.tell(asked, *addr, record.time) else { continue };
+            let Some(held_back) = self.refused.tell(What::Binding(asked.clone(), *addr), record.time) else {
+                continue;
+            };
             let refused = RefusedBinding {
                 time: String::new(),
                 name: asked.to_string(),
                 address: display_ip(addr.octets()),
+                reason: RefusedReason::Protected,
                 rule: compiled.rule_name(claim.rule).map(str::to_owned),
                 server: display_ip(record.server),
                 held_back,
@@ -531,6 +612,8 @@ fn verdict_name(byte: u8) -> VerdictName {
 
 #[cfg(test)]
 mod tests {
+    use enforcer_common::quota::Quota;
+
     use super::*;
     use crate::engine::policy::{self, Lists};
 
@@ -548,12 +631,76 @@ mod tests {
         Remembered { chain, addr: Addr::from_v4([198, 51, 100, last]), until }
     }
 
+    fn record(time: BootNanos, outcome: Outcome) -> AnswerRecord {
+        AnswerRecord {
+            kind: 0,
+            len: 0,
+            time,
+            server: Addr::from_v4([192, 0, 2, 53]).octets(),
+            client: Addr::from_v4([192, 0, 2, 1]).octets(),
+            client_port: 4000,
+            protocol: 17,
+            sequence: 0,
+            tcp_flags: 0,
+            outcome: outcome as u8,
+            dropped: 0,
+            unentered: 0,
+            reserved: [0; 4],
+        }
+    }
+
+    /// The answer for a.bad.example with these addresses.
+    fn message(addresses: &[u8]) -> Vec<u8> {
+        let mut message = vec![0, 1, 0x81, 0x80, 0, 1, 0, addresses.len() as u8, 0, 0, 0, 0];
+        message.extend(b"\x01a\x03bad\x07example\0\0\x01\0\x01");
+        for last in addresses {
+            message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 198, 51, 100, *last]);
+        }
+        message
+    }
+
+    #[test]
+    fn quotas_hold_for_what_the_kernel_left_to_us_and_for_what_it_withheld() {
+        let quotas = Quotas { name: Quota::new(3, 1000), rule: Quota::new(100, 1000) };
+        let mut state = State::new(TABLE, NeverDeny::default(), quotas);
+        state.set_policy(compiled(".bad.example"), 0);
+        let denied = |state: &State, now| state.denied(now).len();
+        // What the kernel decided it has charged itself.
+        state.answer(&record(SECOND, Outcome::Decided), &message(&[1, 2, 3, 4]));
+        assert_eq!(denied(&state, SECOND), 4);
+        state.answer(&record(SECOND, Outcome::Long), &message(&[1, 11, 12, 13, 14, 15]));
+        assert_eq!((denied(&state, SECOND), state.dns_counts().over_quota), (7, 2));
+        let withheld =
+            AnswerRecord { dropped: 1, unentered: Over::Name as u8, ..record(SECOND, Outcome::Decided) };
+        state.answer(&withheld, &message(&[1, 21]));
+        assert_eq!((denied(&state, SECOND), state.dns_counts().over_quota), (7, 2));
+        let events = state.refusals(|_| "now".into());
+        // The second is of the same account, and is held back.
+        let [Event::RefusedBinding(late)] = events.as_slice() else { panic!("{events:?}") };
+        assert_eq!((late.reason, late.rule.as_deref()), (RefusedReason::LateQuota, Some("r")));
+        assert_eq!(late.address, std::net::IpAddr::from([198, 51, 100, 14]));
+        // A stream that is sent again because it was withheld is read when it arrives.
+        let tcp = [&[0, message(&[31]).len() as u8][..], &message(&[31])].concat();
+        let stream =
+            AnswerRecord { protocol: 6, sequence: 7, tcp_flags: 0x18, ..record(SECOND, Outcome::Decided) };
+        let begin = AnswerRecord { sequence: 6, tcp_flags: 0x12, ..stream };
+        state.answer(&begin, &[]);
+        let over = AnswerRecord { unentered: Over::Rule as u8, ..stream };
+        state.answer(&over, &tcp);
+        assert_eq!(denied(&state, SECOND), 7);
+        let events = state.refusals(|_| "now".into());
+        let [Event::RefusedBinding(rule)] = events.as_slice() else { panic!("{events:?}") };
+        assert_eq!((rule.reason, rule.held_back), (RefusedReason::RuleQuota, 1));
+        state.answer(&stream, &tcp);
+        assert_eq!(denied(&state, SECOND), 8);
+    }
+
     #[test]
     fn what_is_remembered_is_denied_after_a_boot_if_the_rules_say_so() {
         let bad = known(&["www.bad.example", "cdn.example"], 1, 50 * SECOND);
         let kept =
             [bad.clone(), known(&["good.example"], 2, 50 * SECOND), known(&["bad.example"], 3, SECOND)];
-        let mut state = State::new(TABLE, NeverDeny::default());
+        let mut state = State::new(TABLE, NeverDeny::default(), Quotas::NONE);
         assert_eq!(state.restore(&kept, 2 * SECOND), 2);
         let steps = state.set_policy(compiled(".bad.example"), 2 * SECOND);
         assert!(matches!(steps[..], [Step::Put(addr, _)] if addr == bad.addr), "{steps:?}");
@@ -562,11 +709,11 @@ mod tests {
         assert_eq!(state.remembered(2 * SECOND, 0), []);
         assert_eq!(state.remembered(50 * SECOND, 9), []);
 
-        let mut freed = State::new(TABLE, NeverDeny::default());
+        let mut freed = State::new(TABLE, NeverDeny::default(), Quotas::NONE);
         freed.restore(std::slice::from_ref(&bad), 0);
         assert_eq!(freed.set_policy(compiled("other.example"), 0), []);
         let host = HashSet::from([bad.addr]);
-        let mut protected = State::new(TABLE, NeverDeny { host, ..NeverDeny::default() });
+        let mut protected = State::new(TABLE, NeverDeny { host, ..NeverDeny::default() }, Quotas::NONE);
         protected.restore(&[bad], 0);
         assert_eq!(protected.set_policy(compiled(".bad.example"), 0), []);
     }

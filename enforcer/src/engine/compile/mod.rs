@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use enforcer_common::limits::NAMES;
 use enforcer_common::name::{self, Match};
+use enforcer_common::quota;
 use enforcer_common::verdict::{BootNanos, Conditional as Sitting, NO_RULE};
 use enforcer_common::{Addr, Claim, Entry, RuleId, Seats};
 use globset::{Glob, GlobSet};
@@ -264,6 +265,14 @@ impl Compiled {
     pub fn is_late(&self, chain: &[Name]) -> bool {
         let by_kernel = |name: &Name| self.tables.matches(name).unwrap_or(Match::NONE);
         !self.tables.late.is_empty() && chain.iter().any(|name| by_kernel(name) != self.named_by(name))
+    }
+
+    /// What new addresses of an answer are charged to.
+    pub fn account(&self, chain: &[Name]) -> quota::Account {
+        let claimed = chain.iter().fold(Match::NONE, |by, name| by.merge(self.named_by(name)));
+        let domain = chain.iter().map(|name| self.tables.domain(name)).rfind(|domain| *domain != 0);
+        let exceptions = self.conditions.transition.by_action(Action::Allow);
+        quota::Account::of(&claimed, domain.unwrap_or(0), Some(&exceptions))
     }
 
     /// What the kernel matches with.

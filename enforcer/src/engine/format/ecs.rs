@@ -75,7 +75,8 @@ fn connect_fields(connect: &Connect) -> Value {
 
 fn refused_fields(refused: &RefusedBinding) -> Value {
     let mut out = json!({
-        "event": { "kind": "alert", "category": ["network"], "type": ["protocol", "denied"] },
+        "event": { "kind": "alert", "category": ["network"], "type": ["protocol", "denied"],
+                   "reason": refused.reason.as_str() },
         "dns": { "question": { "name": refused.name }, "resolved_ip": [refused.address] },
         "server": { "ip": refused.server, "address": refused.server },
         "related": { "ip": [refused.address, refused.server], "hosts": [refused.name] },

@@ -83,7 +83,7 @@ pub(crate) mod samples {
 
     use crate::engine::record::{
         Asker, Connect, Direction, Event, FlowBegin, Gap, LayerName, NameKind, NameOrigin, Process,
-        RefusedBinding, SocketConnect, VerdictName, Window,
+        RefusedBinding, RefusedReason, SocketConnect, VerdictName, Window,
     };
 
     pub(crate) const HOST: &str = "web1";
@@ -159,6 +159,7 @@ pub(crate) mod samples {
             time: connect().time,
             name: "tracker.example".into(),
             address: "127.0.0.1".parse().unwrap(),
+            reason: RefusedReason::Protected,
             rule: Some("ads".into()),
             server: "192.0.2.53".parse().unwrap(),
             held_back: 3,

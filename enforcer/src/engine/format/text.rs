@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use crate::engine::record::{
-    Connect, Direction, Event, FlowBegin, Gap, Process, RefusedBinding, SocketConnect, VerdictName,
+    Connect, Direction, Event, FlowBegin, Gap, Process, RefusedBinding, RefusedReason, SocketConnect,
+    VerdictName,
 };
 
 /// How the line begins.
@@ -99,12 +100,25 @@ fn process_text(process: &Process) -> String {
 }
 
 fn refused_text(refused: &RefusedBinding) -> String {
-    let mut text = format!(
-        "REFUSED  {} leads to {}, which is never denied; by {}",
-        word(&refused.name),
-        refused.address,
-        refused.server
-    );
+    let (name, address, server) = (word(&refused.name), refused.address, refused.server);
+    let mut text = match refused.reason {
+        RefusedReason::Protected => {
+            format!("REFUSED  {name} leads to {address}, which is never denied; by {server}")
+        }
+        RefusedReason::NameQuota => {
+            format!("WITHHELD {name} leads to {address}, one more than its addresses_per_name; by {server}")
+        }
+        RefusedReason::RuleQuota => {
+            format!(
+                "WITHHELD {name} leads to {address}, one more than the rule's addresses_per_rule; by {server}"
+            )
+        }
+        RefusedReason::LateQuota => {
+            format!(
+                "OPEN     {name} leads to {address}, one more than its quota, and was told it; by {server}"
+            )
+        }
+    };
     if let Some(rule) = &refused.rule {
         let _ = write!(text, "  rule {}", word(rule)); // into a String: cannot fail
     }

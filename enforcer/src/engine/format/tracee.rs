@@ -127,6 +127,7 @@ fn refused_arguments(refused: &RefusedBinding) -> Vec<Value> {
     vec![
         argument("name", "const char*", refused.name.clone()),
         argument("address", "const char*", refused.address.to_string()),
+        argument("reason", "const char*", refused.reason.as_str()),
         argument("server", "const char*", refused.server.to_string()),
         argument("held_back", "unsigned long", refused.held_back),
     ]

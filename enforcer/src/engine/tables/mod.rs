@@ -151,7 +151,16 @@ impl Tables {
         self.ask(name, true)
     }
 
+    /// The longest domain of the table that the name is or is below, as the packet path knows it; 0: none.
+    pub fn domain(&self, name: &Name) -> u64 {
+        self.text(name, name.as_str().contains('\\')).domain
+    }
+
     fn ask(&self, name: &Name, odd: bool) -> Match {
+        self.text(name, odd).matched
+    }
+
+    fn text(&self, name: &Name, odd: bool) -> Text {
         let mut text = Text::EMPTY;
         for label in name.as_str().split('.') {
             // As the kernel does: no pattern has the byte, so what stands there does not matter.
@@ -164,7 +173,7 @@ impl Tables {
         }
         let mut asked = Asked { text, tables: self };
         match_name(&mut asked, odd);
-        asked.text.matched
+        asked.text
     }
 }
 

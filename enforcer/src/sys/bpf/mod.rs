@@ -25,6 +25,7 @@ use enforcer_common::counter::{CAUGHT_AT, COUNTERS, Counter, DOUBTS_AT, OUTCOMES
 use enforcer_common::event::{ConnectRecord, Layer};
 use enforcer_common::kernel::{Control, FLOW_BEGIN, Offsets, Settings};
 use enforcer_common::name::Header;
+use enforcer_common::quota::Quotas;
 use enforcer_common::verdict::BootNanos;
 use enforcer_common::{Addr, Decision, Entry, Said, limits};
 
@@ -45,7 +46,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// Part of the pin directory's name: raised whenever a map's layout or meaning changes, so that a daemon never
 /// adopts maps that it would misread.
-const PIN_VERSION: &str = "v6";
+const PIN_VERSION: &str = "v7";
 
 const ADDRESSES: &str = "ADDRESSES";
 const NETWORKS: &str = "NETWORKS";
@@ -155,6 +156,8 @@ pub struct Options<'a> {
     pub egress: bool,
     /// How long the packet path believes an answer.
     pub lifetime: Lifetime,
+    /// New addresses of a name, and of a rule, in the longest lifetime.
+    pub quotas: Quotas,
     /// Addresses that can be denied, and bytes of the ring.
     pub addresses: u32,
     pub ring: u32,
@@ -385,6 +388,7 @@ pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
         egress: options.egress.into(),
         lsm: options.hooks.lsm().into(),
         reserved: 0,
+        quotas: options.quotas,
         ignored_verdicts: masks.verdicts,
         any_user: masks.any_user,
         any_cgroup: masks.any_cgroup,

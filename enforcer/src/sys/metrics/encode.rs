@@ -118,6 +118,12 @@ impl Out<'_> {
         self.counters("dns_unbelieved", "Answers that nobody asked for, or of servers not trusted", doubts)?;
         let help = "Of these, those with a denied name, which were not delivered";
         self.counter("dns_withheld", help, dns.withheld)?;
+        let quotas = dns.over_quota.iter();
+        let quotas = quotas.map(|(of, count)| (Labels([("quota", of.as_str())]), *count));
+        let help = "Answers with more new addresses than their name or rule may bring, not delivered";
+        self.counters("dns_over_quota", help, quotas)?;
+        let help = "Addresses not denied for that reason, because the daemon decided late";
+        self.counter("dns_over_quota_late", help, dns.over_quota_late)?;
         self.counter("dns_unparsed", "Answers that could not be understood", dns.unparsed)?;
         self.counter("dns_truncated", "Truncated answers", dns.truncated)?;
         self.counter("dns_streams_lost", "DNS over TCP given up", dns.streams_lost)?;
@@ -226,6 +232,7 @@ mod tests {
         status.counters.denied = 3;
         status.dns.late.insert("segmented".into(), 4);
         status.dns.unbelieved.insert("unasked".into(), 5);
+        status.dns.over_quota.insert("name".into(), 6);
         status.sinks.push(SinkStatus { name: "json \"x\\\n".into(), lost: 5, ..SinkStatus::default() });
         status
     }
@@ -248,6 +255,7 @@ mod tests {
             "enforcer_events_total{kind=\"gap\"} 1",
             "enforcer_dns_late_total{reason=\"segmented\"} 4",
             "enforcer_dns_unbelieved_total{reason=\"unasked\"} 5",
+            "enforcer_dns_over_quota_total{quota=\"name\"} 6",
             "enforcer_sink_lost_total{sink=\"json \\\"x\\\\\\n\"} 5",
             "enforcer_handling_seconds_bucket{le=\"0.00001\"} 8",
             "enforcer_reload_seconds_count 1",

@@ -17,6 +17,7 @@ mod last_good;
 mod life;
 mod outcome;
 mod protected;
+mod quota;
 mod race;
 mod reload;
 pub(crate) mod resolvers;
@@ -56,6 +57,7 @@ pub(crate) fn all() -> Vec<Test> {
             volume::tests(),
             forgery::tests(),
             protected::tests(),
+            quota::tests(),
             rules::tests(),
             scopes::tests(),
             defaults::tests(),
@@ -99,6 +101,7 @@ pub(crate) fn all() -> Vec<Test> {
         outcome::tests(),
         forgery::tests(),
         protected::tests(),
+        quota::tests(),
         backstop::tests(),
         established::tests(),
         browser::tests(),

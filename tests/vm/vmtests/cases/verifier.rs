@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use aya::Btf;
 use aya::programs::{Program, ProgramError};
-use enforcer::config::Ignore;
+use enforcer::config::{Config, Ignore};
 use enforcer::sys::bpf::{self, Hooks, Options};
 use enforcer_common::Verdict;
 use enforcer_common::answer::Lifetime;
@@ -88,6 +88,7 @@ fn loaded(hooks: Hooks, wanted: impl Fn(&Program) -> bool) -> Result<Vec<(String
         read_kernel: true,
         egress: true,
         lifetime: Lifetime { floor: 60, cap: 3600 },
+        quotas: Config::default().quotas(),
         addresses: 1,
         ring: 4096,
     };
