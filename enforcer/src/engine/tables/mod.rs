@@ -115,15 +115,6 @@ impl Tables {
         tables
     }
 
-    /// Matches nothing.
-    pub fn empty() -> Self {
-        Self::with_names(
-            [0; 2],
-            Names::new([0; 2]).build(&mut Sayings::default(), |_, _| Match::NONE),
-            Vec::new(),
-        )
-    }
-
     fn with_names(key: [u64; 2], named: names::Made, domains: Vec<Domain>) -> Self {
         let count = |len| u32::try_from(len).unwrap_or(u32::MAX);
         let (buckets, filter) = (count(named.buckets.len()), count(named.filter.len()));
@@ -385,7 +376,7 @@ mod tests {
         let tables = tables(&set, Budget::default());
         let odd = Name::from_labels([b"a b".as_slice(), b"example"]).unwrap();
         assert_eq!(tables.matches(&odd), None);
-        let nothing = Tables::empty();
+        let nothing = self::tables(&PolicySet::default(), Budget::default());
         let name = Name::from_text("a.example").unwrap();
         assert_eq!(nothing.matches(&name), Some(Match::NONE));
     }

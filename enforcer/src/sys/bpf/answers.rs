@@ -12,12 +12,10 @@ use aya::maps::of_maps::ArrayOfMaps;
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya::{Ebpf, Pod};
 use enforcer_common::kernel::Control;
-use enforcer_common::name::Header;
+use enforcer_common::name::{Bucket, Domain, Header};
 use enforcer_common::{Addr, Entry};
 
-use super::double::{
-    self, ANSWERED, AUTOMATA, Answered, Automata, DOMAINS, Domains, FILTER, Filter, NAMES, Names,
-};
+use super::double::{self, ANSWERED, AUTOMATA, Answered, DOMAINS, FILTER, NAMES, Pair, Words};
 use super::{BpfError, Wire, found, gone, take};
 use crate::engine::compile::Network;
 use crate::engine::tables::Tables;
@@ -44,10 +42,10 @@ unsafe impl Pod for Wire<Header> {}
 pub struct Answers {
     control: Array<MapData, Wire<Control>>,
     headers: Array<MapData, Wire<Header>>,
-    names: ArrayOfMaps<MapData, Names>,
-    filter: ArrayOfMaps<MapData, Filter>,
-    domains: ArrayOfMaps<MapData, Domains>,
-    automata: ArrayOfMaps<MapData, Automata>,
+    names: Pair<Bucket>,
+    filter: Pair<u64>,
+    domains: Pair<Domain>,
+    automata: Pair<Words>,
     answered: ArrayOfMaps<MapData, Answered>,
     halves: [Answered; 2],
     host: HashMap<MapData, [u8; 16], u32>,
@@ -64,10 +62,10 @@ impl Answers {
         Ok(Self {
             control: take(ebpf, CONTROL)?,
             headers: take(ebpf, HEADERS)?,
-            names: take(ebpf, NAMES)?,
-            filter: take(ebpf, FILTER)?,
-            domains: take(ebpf, DOMAINS)?,
-            automata: take(ebpf, AUTOMATA)?,
+            names: Pair::new(NAMES, take(ebpf, NAMES)?),
+            filter: Pair::new(FILTER, take(ebpf, FILTER)?),
+            domains: Pair::new(DOMAINS, take(ebpf, DOMAINS)?),
+            automata: Pair::new(AUTOMATA, take(ebpf, AUTOMATA)?),
             answered,
             halves,
             host: take(ebpf, HOST)?,
@@ -89,11 +87,10 @@ impl Answers {
         self.fill(slot, tables)?;
         self.headers.set(slot, Wire(tables.header), 0).map_err(error(HEADERS))?;
         self.control.set(0, Wire(next), 0).map_err(error(CONTROL))?;
-        // Gives the memory of the old ones back. Each of these waits until no program uses the map any more.
-        // If it fails the memory is kept, and nothing else.
-        let freed = self.fill(now.tables & 1, &Tables::empty());
+        // Changes nothing, but waits until no program uses the map, and with it the old tables, any more: nobody who still
+        // reads them may find them emptied.
         let waited = self.answered.set(now.answered & 1, &self.halves[(now.answered & 1) as usize], 0);
-        if let Err(error) = freed.and(waited.map_err(error(ANSWERED))) {
+        if let Err(error) = waited.map_err(error(ANSWERED)).and_then(|()| self.free(now.tables & 1)) {
             tracing::warn!(%error, "the tables of the policy before this one still take memory");
         }
         Ok(())
@@ -164,14 +161,18 @@ impl Answers {
     }
 
     fn fill(&mut self, slot: u32, tables: &Tables) -> Result<(), BpfError> {
-        let names = double::array(NAMES, &tables.buckets).map_err(error(NAMES))?;
-        self.names.set(slot, &names, 0).map_err(error(NAMES))?;
-        let filter = double::array(FILTER, &tables.filter).map_err(error(FILTER))?;
-        self.filter.set(slot, &filter, 0).map_err(error(FILTER))?;
-        let domains = double::array(DOMAINS, &tables.domains).map_err(error(DOMAINS))?;
-        self.domains.set(slot, &domains, 0).map_err(error(DOMAINS))?;
-        let automata = double::array(AUTOMATA, &tables.automata).map_err(error(AUTOMATA))?;
-        self.automata.set(slot, &automata, 0).map_err(error(AUTOMATA))
+        self.names.put(slot, &tables.buckets)?;
+        self.filter.put(slot, &tables.filter)?;
+        self.domains.put(slot, &tables.domains)?;
+        self.automata.put(slot, &tables.automata)
+    }
+
+    /// Gives the memory of tables back that nobody reads.
+    fn free(&mut self, slot: u32) -> Result<(), BpfError> {
+        self.names.free(slot)?;
+        self.filter.free(slot)?;
+        self.domains.free(slot)?;
+        self.automata.free(slot)
     }
 }
 

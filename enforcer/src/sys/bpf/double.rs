@@ -11,6 +11,7 @@ use std::path::Path;
 use std::ptr;
 
 use aya::Pod;
+use aya::maps::of_maps::ArrayOfMaps;
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
 use enforcer_common::event::{RepeatKey, Repeats};
@@ -35,10 +36,7 @@ pub const DOUBLE_MAPS: [&str; 7] = [ANSWERED, NAMES, FILTER, DOMAINS, AUTOMATA, 
 pub(super) type Answered = HashMap<MapData, [u8; 16], Wire<Entry>>;
 pub(super) type Window = HashMap<MapData, Wire<RepeatKey>, Wire<Repeats>>;
 pub(super) type ConditionRows = Array<MapData, Wire<Seats>>;
-pub(super) type Names = Array<MapData, Wire<Bucket>>;
-pub(super) type Filter = Array<MapData, Wire<u64>>;
-pub(super) type Domains = Array<MapData, Wire<Domain>>;
-pub(super) type Automata = Array<MapData, Wire<[u32; BLOCK]>>;
+pub(super) type Words = [u32; BLOCK];
 
 // SAFETY: integers only, sizes asserted where they are defined.
 unsafe impl Pod for Wire<Bucket> {}
@@ -47,7 +45,7 @@ unsafe impl Pod for Wire<u64> {}
 // SAFETY: as above.
 unsafe impl Pod for Wire<Domain> {}
 // SAFETY: as above.
-unsafe impl Pod for Wire<[u32; BLOCK]> {}
+unsafe impl Pod for Wire<Words> {}
 
 const BPF_F_NO_PREALLOC: u32 = 1;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -68,7 +66,7 @@ pub fn prepare(pin: &Path) -> Result<(), BpfError> {
     outer(pin, NAMES, like(ARRAY, 4, size_of::<Bucket>(), FILLED))?;
     outer(pin, FILTER, like(ARRAY, 4, size_of::<u64>(), FILLED))?;
     outer(pin, DOMAINS, like(ARRAY, 4, size_of::<Domain>(), FILLED))?;
-    outer(pin, AUTOMATA, like(ARRAY, 4, size_of::<[u32; BLOCK]>(), FILLED))
+    outer(pin, AUTOMATA, like(ARRAY, 4, size_of::<Words>(), FILLED))
 }
 
 pub(super) fn window() -> Result<Window, MapError> {
@@ -78,6 +76,52 @@ pub(super) fn window() -> Result<Window, MapError> {
 /// Elements are made when they are needed: the packet path never removes one, so none is ever reused.
 pub(super) fn answered(capacity: u32) -> Result<Answered, MapError> {
     Answered::create(capacity, BPF_F_NO_PREALLOC)
+}
+
+/// Two arrays of the packet path, one of them in use.
+pub(super) struct Pair<T>
+where
+    Wire<T>: Pod,
+{
+    name: &'static str,
+    maps: ArrayOfMaps<MapData, Array<MapData, Wire<T>>>,
+    /// Bytes in each. `None`: not known; a daemon before this one put them there.
+    held: [Option<usize>; 2],
+}
+
+/// So little may stay when nobody reads it any more.
+const LITTLE: usize = 4096;
+
+impl<T: Copy + 'static> Pair<T>
+where
+    Wire<T>: Pod,
+{
+    pub(super) fn new(name: &'static str, maps: ArrayOfMaps<MapData, Array<MapData, Wire<T>>>) -> Self {
+        Self { name, maps, held: [None; 2] }
+    }
+
+    /// Exchanges one of them. The kernel then waits until no program uses the map before it, some ten milliseconds: so
+    /// nothing is exchanged for nothing.
+    pub(super) fn put(&mut self, slot: u32, items: &[T]) -> Result<(), BpfError> {
+        let at = (slot & 1) as usize;
+        if items.is_empty() && self.held[at] == Some(0) {
+            return Ok(());
+        }
+        let failed = |source| BpfError::Map { map: self.name, source };
+        self.held[at] = None;
+        let map = array(self.name, items).map_err(failed)?;
+        self.maps.set(slot, &map, 0).map_err(failed)?;
+        self.held[at] = Some(size_of_val(items));
+        Ok(())
+    }
+
+    /// Nobody reads this one: its memory is given back, if it is worth the waiting.
+    pub(super) fn free(&mut self, slot: u32) -> Result<(), BpfError> {
+        match self.held[(slot & 1) as usize] {
+            Some(bytes) if bytes <= LITTLE => Ok(()),
+            _ => self.put(slot, &[]),
+        }
+    }
 }
 
 /// An array with these elements. A million of them by one copy, which a million calls would take half a second for.

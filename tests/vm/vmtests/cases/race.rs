@@ -2,10 +2,11 @@
 //! Each name is fresh, each address is fresh, and the connect follows the answer at once.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use enforcer_tests::daemon::Setup;
+use enforcer_tests::daemon::{Setup, replace_file};
 use enforcer_tests::harness::{Test, test};
 use enforcer_tests::resolver::{A, AAAA, Place, Resolver, question};
 use enforcer_tests::wait;
@@ -14,6 +15,8 @@ use rustix::process::Signal;
 /// How often, if `RACE_TRIES` does not say otherwise; an emulated machine needs a hundred times as long for each.
 const TRIES: u32 = 2_000;
 const TRIES_NATIVELY: u32 = 225_000;
+/// How often the rules change under it. The client leaves the daemon little of the machine.
+const FLIPS: u32 = 100;
 /// One name in so many is innocent: it tells a promise that is kept from a network that is down.
 const INNOCENT_EVERY: u32 = 10;
 const TCP_EVERY: u32 = 4;
@@ -43,6 +46,7 @@ pub(crate) fn native() -> Vec<Test> {
     vec![
         test("race_across_a_veth", || race(CGROUP, Place::Far, tries_or(TRIES_NATIVELY)?)).patient(300),
         test("race_from_loopback", || race(CGROUP, Place::Loopback, tries_or(TRIES_NATIVELY)?)).patient(300),
+        test("race_while_rules_change", changing).patient(300),
         test("race_is_lost_without_matching_across_a_veth", || control(Place::Far)),
         test("race_is_lost_without_matching_from_loopback", || control(Place::Loopback)),
     ]
@@ -54,17 +58,7 @@ const CGROUP: &str = "layer = \"cgroup\"";
 /// Half of the tries with a running daemon, a quarter each with a stopped and with a killed one.
 fn race(layer: &str, place: Place, tries: u32) -> Result<()> {
     let hosts: Vec<Host> = (0..tries).map(Host::new).collect();
-    // Made up by dnsmasq as they are asked: to read so many from a file takes it longer than the test.
-    let synthesised: Vec<String> = [
-        V4_DOMAINS.map(|domain| (domain, "198.18.0.0/15")),
-        V6_DOMAINS.map(|domain| (domain, "2001:db8:1::/96")),
-    ]
-    .concat()
-    .iter()
-    .map(|(domain, network)| format!("--synth-domain={domain},{network},n*"))
-    .collect();
-    let options: Vec<&str> = synthesised.iter().map(String::as_str).collect();
-    let _resolver = Resolver::start_at(place, &[], &options)?;
+    let _resolver = resolver(place)?;
     let setup = Setup::new(layer)?;
     setup.write_policy("deny.toml", POLICY)?;
     let daemon = setup.start()?;
@@ -89,6 +83,68 @@ fn race(layer: &str, place: Place, tries: u32) -> Result<()> {
     ensure!(dns.matched >= u64::from(running.denied), "{dns:?}");
     ensure!(dns.late.is_empty() && dns.dropped == 0, "{dns:?}");
     Ok(())
+}
+
+/// Names and addresses are made up by dnsmasq as they are asked: to read so many from a file takes it longer than the test.
+fn resolver(place: Place) -> Result<Resolver> {
+    let synthesised: Vec<String> = [
+        V4_DOMAINS.map(|domain| (domain, "198.18.0.0/15")),
+        V6_DOMAINS.map(|domain| (domain, "2001:db8:1::/96")),
+    ]
+    .concat()
+    .iter()
+    .map(|(domain, network)| format!("--synth-domain={domain},{network},n*"))
+    .collect();
+    let options: Vec<&str> = synthesised.iter().map(String::as_str).collect();
+    Resolver::start_at(place, &[], &options)
+}
+
+/// Each denies the same of what is asked for here, by another rule: as domain and glob, as glob and domain, for the port
+/// that is tried, and all that is not excepted.
+const VERSIONS: [&str; 4] = [
+    POLICY,
+    "[[rule]]\nname = \"s\"\naction = \"deny\"\nhosts = [\"*tracker.example\", \".ads-x.example\"]\n",
+    "[[rule]]\nname = \"t\"\naction = \"deny\"\nports = [\"1-99\"]\nhosts = [\".tracker.example\", \".ads-x.example\"]\n",
+    "[[rule]]\nname = \"u\"\naction = \"deny\"\nhosts = [\"*.example\"]\n\
+     [[rule]]\nname = \"but\"\naction = \"allow\"\nhosts = [\".innocent.example\"]\n",
+];
+/// Then the first ones are asked for again, which have long run out.
+const HOSTS: u32 = 100_000;
+
+/// What two versions of the rules deny is denied, and what both let pass passes, at every moment of the change.
+fn changing() -> Result<()> {
+    let hosts: Vec<Host> = (0..HOSTS).map(Host::new).collect();
+    let _resolver = resolver(Place::Far)?;
+    let setup = Setup::new(&format!("{CGROUP}\nevents = \"none\"\nttl_floor = \"2s\"\nttl_cap = \"2s\""))?;
+    setup.write_policy("rules.toml", VERSIONS[0])?;
+    let _daemon = setup.start()?;
+    let stop = AtomicBool::new(false);
+    let client = || -> Result<Tally> {
+        let mut sum = Tally::default();
+        for some in hosts.chunks(20).cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
+            sum += connects(Place::Far, some)?;
+            ensure!(sum.through == 0 && sum.innocent_refused == 0, "{sum}");
+        }
+        Ok(sum)
+    };
+    std::thread::scope(|scope| {
+        let client = scope.spawn(client);
+        let start = wait::now();
+        let flipped = (1..=FLIPS).take_while(|_| !client.is_finished()).try_for_each(|flip| -> Result<()> {
+            replace_file(&setup.policy("rules.toml"), VERSIONS[flip as usize % VERSIONS.len()])?;
+            let reload = setup.command(&["reload"])?;
+            ensure!(reload.status.success(), "enforcer reload: {reload:?}");
+            Ok(())
+        });
+        let each = start.elapsed() / FLIPS;
+        stop.store(true, Ordering::Relaxed);
+        let tally = client.join().map_err(|_| anyhow::anyhow!("the client panicked"))?;
+        let tally = tally.with_context(|| setup.log())?;
+        flipped.with_context(|| setup.log())?;
+        println!("measured: {FLIPS} changes of the rules, {each:.0?} each: {tally}");
+        ensure!(tally.denied > FLIPS && tally.innocent > FLIPS / 10, "too few connects: {tally}");
+        Ok(())
+    })
 }
 
 /// The same connects, but to names that only the daemon can match: had the kernel not matched the others,
@@ -171,6 +227,15 @@ struct Tally {
     innocent: u32,
     /// Of those.
     innocent_refused: u32,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, more: Self) {
+        self.denied += more.denied;
+        self.through += more.through;
+        self.innocent += more.innocent;
+        self.innocent_refused += more.innocent_refused;
+    }
 }
 
 impl std::fmt::Display for Tally {
