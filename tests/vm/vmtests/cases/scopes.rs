@@ -150,7 +150,12 @@ fn executables_by(setup: &Setup) -> Result<()> {
     let (here, elsewhere) = (directory.join("deep/er/prog"), directory.join("prog"));
     copy(&here)?;
     copy(&elsewhere)?;
-    setup.write_policy("rules.toml", &deny(&format!("executables = [\"{}\"]", here.display())))?;
+    let interpreter = directory.join("shell");
+    fs::copy("/bin/sh", &interpreter)?;
+    setup.write_policy(
+        "rules.toml",
+        &deny(&format!("executables = [\"{}\", \"{}\"]", here.display(), interpreter.display())),
+    )?;
     let daemon = setup.start()?;
     expect("the executable", &mut program(&here), true)?;
     expect("a copy elsewhere", &mut program(&elsewhere), false)?;
@@ -163,6 +168,13 @@ fn executables_by(setup: &Setup) -> Result<()> {
     let mut shell = Command::new("sh");
     let command = format!("{} probe; code=$?; exit $code", here.display());
     expect("a child of somebody else", shell.args(["-c", command.as_str()]), true)?;
+    // The connect is judged by who makes it, not by who started him: `units` and `cgroups` are for that.
+    for script in
+        [format!("exec {} probe", elsewhere.display()), format!("{} probe; exit $?", elsewhere.display())]
+    {
+        let mut scoped = Command::new(&interpreter);
+        expect("what a scoped executable starts", scoped.args(["-c", script.as_str()]), false)?;
+    }
     // In a namespace of one's own anything can stand at any path.
     let script = format!("mount --bind {0} {1} && exec {1} probe", elsewhere.display(), here.display());
     let mut private = Command::new("unshare");
