@@ -21,3 +21,5 @@ pub mod state;
 pub mod summary;
 pub mod tables;
 mod view;
+#[cfg(test)]
+mod whole;
