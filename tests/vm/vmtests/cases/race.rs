@@ -54,12 +54,14 @@ pub(crate) fn native() -> Vec<Test> {
 
 const LSM: &str = "layer = \"lsm\"";
 const CGROUP: &str = "layer = \"cgroup\"";
+/// Each try is about an address that nobody knows: far more than a name may bring.
+const QUOTAS: &str = "addresses_per_name = 262_144\naddresses_per_rule = 262_144";
 
 /// Half of the tries with a running daemon, a quarter each with a stopped and with a killed one.
 fn race(layer: &str, place: Place, tries: u32) -> Result<()> {
     let hosts: Vec<Host> = (0..tries).map(Host::new).collect();
     let _resolver = resolver(place)?;
-    let setup = Setup::new(layer)?;
+    let setup = Setup::new(&format!("{layer}\n{QUOTAS}"))?;
     setup.write_policy("deny.toml", POLICY)?;
     let daemon = setup.start()?;
     let (running, rest) = hosts.split_at(hosts.len() / 2);
@@ -115,7 +117,8 @@ const HOSTS: u32 = 100_000;
 fn changing() -> Result<()> {
     let hosts: Vec<Host> = (0..HOSTS).map(Host::new).collect();
     let _resolver = resolver(Place::Far)?;
-    let setup = Setup::new(&format!("{CGROUP}\nevents = \"none\"\nttl_floor = \"2s\"\nttl_cap = \"2s\""))?;
+    let setup =
+        Setup::new(&format!("{CGROUP}\nevents = \"none\"\nttl_floor = \"2s\"\nttl_cap = \"2s\"\n{QUOTAS}"))?;
     setup.write_policy("rules.toml", VERSIONS[0])?;
     let _daemon = setup.start()?;
     let stop = AtomicBool::new(false);
