@@ -54,14 +54,17 @@ fn later() -> Result<()> {
 
 /// systemd-resolved seems to run, and cannot be talked to.
 fn unflushed() -> Result<()> {
+    const SOCKET: &str = "/run/systemd/resolve/io.systemd.Resolve";
     fs::create_dir_all("/run/systemd/resolve")?;
-    fs::write("/run/systemd/resolve/io.systemd.Resolve", "")?;
+    // One that ran here may have left its socket.
+    let _ = fs::remove_file(SOCKET);
+    fs::write(SOCKET, "")?;
     let setup = setup("flush_caches = true")?;
     let _daemon = setup.start()?;
     let warned = wait::until("the warning", SOON, || {
         let warnings = setup.status()?.warnings;
         Ok(warnings.iter().any(|warning| warning.starts_with("flush_caches = true, but")).then_some(()))
     });
-    fs::remove_file("/run/systemd/resolve/io.systemd.Resolve")?;
+    fs::remove_file(SOCKET)?;
     warned
 }

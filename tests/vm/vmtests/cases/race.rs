@@ -16,7 +16,7 @@ use rustix::process::Signal;
 const TRIES: u32 = 2_000;
 const TRIES_NATIVELY: u32 = 225_000;
 /// How often the rules change under it. The client leaves the daemon little of the machine.
-const FLIPS: u32 = 100;
+const FLIPS: u32 = 40;
 /// One name in so many is innocent: it tells a promise that is kept from a network that is down.
 const INNOCENT_EVERY: u32 = 10;
 const TCP_EVERY: u32 = 4;
