@@ -185,7 +185,12 @@ fn off() -> Result<()> {
         ensure!(pinned("OWNERS")? == wanted, "{settings}: the owners");
         (way("tcp_v4").context("tcp_v4")?.attempt)(good, b"x")?;
         if wanted {
-            flow(&setup, "the connection", |flow| flow.dst_port == server.port())?;
+            // Both ends are here. What is not read yet, the next daemon would tell.
+            for direction in [Direction::Out, Direction::In] {
+                let is_ours =
+                    |flow: &FlowBegin| flow.dst_port == server.port() && flow.direction == direction;
+                flow(&setup, "the connection", is_ours)?;
+            }
             daemon.kill()?; // the next one takes over what is pinned
         } else {
             daemon.signal(rustix::process::Signal::INT)?;
