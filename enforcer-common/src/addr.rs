@@ -3,7 +3,7 @@
 //! IPv4 `a.b.c.d`, IPv4-mapped `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2) and the NAT64 well-known prefix
 //! `64:ff9b::a.b.c.d` (RFC 6052, 2.1) lead to the same host, so they are the same key.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv6Addr};
 
 /// A canonical destination address. IPv4 is kept as its IPv4-mapped IPv6 form.
 #[repr(transparent)]
@@ -71,6 +71,14 @@ impl Addr {
                 (zeros && o[15] <= 1) || (o[0] == 0xfe && o[1] & 0xc0 == 0x80) || o[0] == 0xff
             }
         }
+    }
+}
+
+impl From<Addr> for IpAddr {
+    /// IPv4-mapped as IPv4.
+    #[inline]
+    fn from(addr: Addr) -> Self {
+        Ipv6Addr::from(addr.0).to_canonical()
     }
 }
 

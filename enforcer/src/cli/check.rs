@@ -1,7 +1,7 @@
 //! `enforcer check`
 
 use std::io::Write;
-use std::net::Ipv6Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
@@ -75,8 +75,7 @@ impl Report {
         let directory = dir.to_owned();
         match rules {
             Ok(rules) => {
-                let resolvers =
-                    host::asked().into_iter().map(|addr| Ipv6Addr::from(addr.octets()).to_canonical());
+                let resolvers = host::asked().into_iter().map(IpAddr::from);
                 let cuts = policy::cut_off(&rules.set, &resolvers.collect::<Vec<_>>());
                 warnings.extend(cuts.into_iter().map(Finding::Diagnostic));
                 let (lists, rules) = (rules.compiled.lists().to_vec(), rules.compiled.counts().rules);

@@ -44,16 +44,14 @@ impl Listeners {
 
 #[cfg(test)]
 mod tests {
+    use enforcer_common::Addr;
+
     use super::*;
 
     fn record(dst: &str, port: u16) -> ConnectRecord {
         // SAFETY: integers and byte arrays only: zero is a value of each.
         let empty: ConnectRecord = unsafe { std::mem::zeroed() };
-        let ip: IpAddr = dst.parse().unwrap();
-        let dst = match ip {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-            IpAddr::V6(v6) => v6.octets(),
-        };
+        let dst = Addr::from(dst.parse::<IpAddr>().unwrap()).octets();
         ConnectRecord { dst, dst_port: port, direction: IN, net_namespace: 7, ..empty }
     }
 

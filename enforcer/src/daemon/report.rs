@@ -354,7 +354,7 @@ fn denied(daemon: &Daemon) -> Vec<Denied> {
         about.and_then(|about| about.conditions.as_deref().map(str::to_owned))
     };
     let address = |claimed: Claimed| {
-        let ip = std::net::Ipv6Addr::from(claimed.addr.octets()).to_canonical();
+        let ip = std::net::IpAddr::from(claimed.addr);
         Denied {
             address: ip.to_string(),
             ip: Some(ip),

@@ -4,7 +4,7 @@
 //! the files say what was before. Who confirms moves the file to its place and then says so.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use enforcer_common::Addr;
 use tracing::{info, warn};
@@ -136,7 +136,7 @@ impl Daemon {
         };
         let denied = self.state.denied(clock::boot_ns());
         let addresses = |these: &BTreeSet<Addr>, others: &BTreeSet<Addr>| -> Vec<IpAddr> {
-            these.difference(others).map(|addr| Ipv6Addr::from(addr.octets()).to_canonical()).collect()
+            these.difference(others).map(|addr| IpAddr::from(*addr)).collect()
         };
         let (mut new, mut freed) = (addresses(&denied, &before.denied), addresses(&before.denied, &denied));
         let (denied_count, freed_count) = (new.len(), freed.len());

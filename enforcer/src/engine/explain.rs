@@ -1,7 +1,7 @@
 //! Why a name or an address is denied, or is not. The answers come from the tables that decide, and from nowhere else.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use enforcer_common::verdict::{BootNanos, Conditional, FOREVER, NO_RULE, Said};
 use enforcer_common::{Addr, Claim, Decision, Entry, RuleId, Verdict};
@@ -276,7 +276,7 @@ impl Known<'_> {
         let until = (claim.rule == decision.rule && now < claim.until && claim.until != FOREVER)
             .then_some(claim.until);
         Address {
-            address: Ipv6Addr::from(addr.octets()).to_canonical(),
+            address: addr.into(),
             verdict: verdict(decision.verdict).into(),
             rule: (decision.rule != NO_RULE).then(|| self.rule(decision.rule)),
             expires_in_seconds: until.map(|until| until.saturating_sub(now) / SECOND),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
@@ -46,7 +46,7 @@ impl Host {
     /// same.
     pub fn never_deny(&self, settings: &[IpNetwork]) -> Vec<IpNetwork> {
         let own = self.protected();
-        let own = own.iter().map(|addr| Ipv6Addr::from(addr.octets()).to_canonical().into());
+        let own = own.iter().map(|addr| IpAddr::from(*addr).into());
         let all: BTreeSet<IpNetwork> = own.chain(settings.iter().copied()).collect();
         all.into_iter().collect()
     }

@@ -2,7 +2,7 @@
 //! denied nevertheless. The replies are not read here. They pass the hooks, as anybody's.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -84,7 +84,7 @@ fn run(wanted: &Receiver<Vec<Name>>, unanswered: &AtomicUsize) {
 
 /// Whether the server replies, whatever it says.
 fn answers(server: Addr, name: &Name) -> io::Result<bool> {
-    let server = Ipv6Addr::from(server.octets()).to_canonical();
+    let server = IpAddr::from(server);
     let any: IpAddr = if server.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
     // A port of its own for each name: hard to guess for who would reply in the server's place.
     let socket = UdpSocket::bind((any, 0))?;

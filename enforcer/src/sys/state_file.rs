@@ -6,7 +6,7 @@
 //! it outlives an answer that would come now.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -92,7 +92,7 @@ fn encode(bindings: &[Remembered], now: Moment) -> io::Result<Vec<u8>> {
     loop {
         let entries = bindings[..kept].iter().map(|binding| Entry {
             names: binding.chain.iter().map(Name::to_string).collect(),
-            address: Ipv6Addr::from(binding.addr.octets()).to_canonical(),
+            address: binding.addr.into(),
             until: saved + binding.until.saturating_sub(now.boot).div_ceil(SECOND),
         });
         let text = serde_json::to_vec(&Document { version: VERSION, saved, bindings: entries.collect() })?;
