@@ -2,6 +2,7 @@
 //! address map, events for the sinks.
 
 use std::collections::{BTreeSet, HashSet};
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use enforcer_common::answer::Outcome;
@@ -285,16 +286,8 @@ impl State {
         let rule = claims.iter().find(|claim| **claim != Claim::NONE).map(|claim| claim.rule);
         let seat = entry.conditional.rules.iter().next();
         let rule = rule.or(seat.map(|seat| compiled.conditions().transition.rule(seat)));
-        let refused = RefusedBinding {
-            time: String::new(),
-            name: asked.to_string(),
-            address: display_ip(addr.octets()),
-            reason,
-            rule: rule.and_then(|rule| compiled.rule_name(rule)).map(str::to_owned),
-            server: display_ip(record.server),
-            held_back,
-        };
-        self.refusals.push((record.time, refused));
+        let rule = rule.and_then(|rule| compiled.rule_name(rule));
+        self.refusals.push((record.time, refused(record, asked, addr, reason, rule, held_back)));
     }
 
     /// A denied name that leads where nothing is denied is an attempt, or a mistake: either wants to be known.
@@ -310,16 +303,8 @@ impl State {
             let Some(held_back) = self.refused.tell(What::Binding(asked.clone(), *addr), record.time) else {
                 continue;
             };
-            let refused = RefusedBinding {
-                time: String::new(),
-                name: asked.to_string(),
-                address: display_ip(addr.octets()),
-                reason: RefusedReason::Protected,
-                rule: compiled.rule_name(claim.rule).map(str::to_owned),
-                server: display_ip(record.server),
-                held_back,
-            };
-            self.refusals.push((record.time, refused));
+            let (reason, rule) = (RefusedReason::Protected, compiled.rule_name(claim.rule));
+            self.refusals.push((record.time, refused(record, asked, *addr, reason, rule, held_back)));
         }
     }
 
@@ -540,7 +525,7 @@ pub(super) fn name_origin(origin: &Origin<'_>, now: BootNanos) -> NameOrigin {
     NameOrigin {
         name: origin.name.to_string(),
         kind: if origin.asked { NameKind::Asked } else { NameKind::Cname },
-        server: server.map(|server| display_ip(server.octets())),
+        server: server.map(IpAddr::from),
         age_ms: now.saturating_sub(*seen) / 1_000_000,
         // Rounded down: 0 is less than a second.
         ttl_left: (i128::from(*ttl_until) - i128::from(now)).div_euclid(1_000_000_000) as i64,
@@ -590,8 +575,28 @@ fn latency(record: &ConnectRecord) -> Option<u64> {
 const STREAM: u16 = 1;
 const SEQPACKET: u16 = 5;
 
-fn display_ip(octets: [u8; 16]) -> std::net::IpAddr {
-    std::net::Ipv6Addr::from(octets).to_canonical()
+fn display_ip(octets: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(octets).to_canonical()
+}
+
+/// The event of it, but for the time as text.
+fn refused(
+    record: &AnswerRecord,
+    asked: &Name,
+    addr: Addr,
+    reason: RefusedReason,
+    rule: Option<&str>,
+    held_back: u64,
+) -> RefusedBinding {
+    RefusedBinding {
+        time: String::new(),
+        name: asked.to_string(),
+        address: addr.into(),
+        reason,
+        rule: rule.map(str::to_owned),
+        server: display_ip(record.server),
+        held_back,
+    }
 }
 
 fn until_nul(bytes: &[u8]) -> &[u8] {
@@ -678,7 +683,7 @@ mod tests {
         // The second is of the same account, and is held back.
         let [Event::RefusedBinding(late)] = events.as_slice() else { panic!("{events:?}") };
         assert_eq!((late.reason, late.rule.as_deref()), (RefusedReason::LateQuota, Some("r")));
-        assert_eq!(late.address, std::net::IpAddr::from([198, 51, 100, 14]));
+        assert_eq!(late.address, IpAddr::from([198, 51, 100, 14]));
         // A stream that is sent again because it was withheld is read when it arrives.
         let tcp = [&[0, message(&[31]).len() as u8][..], &message(&[31])].concat();
         let stream =
