@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use enforcer_tests::daemon::{SOON, Setup, deny};
+use enforcer_tests::daemon::{Daemon, SOON, Setup, deny};
 use enforcer_tests::harness::{Test, test};
 use enforcer_tests::resolver::lookup;
 use enforcer_tests::wait;
@@ -41,6 +41,19 @@ fn kept(setup: &Setup, word: &str) -> Result<()> {
     })
 }
 
+/// A daemon that denies `BAD`, and has kept that.
+fn denying(setup: &Setup) -> Result<Daemon<'_>> {
+    setup.write_policy("deny.toml", &deny(BAD))?;
+    let daemon = setup.start()?;
+    kept(setup, BAD)?;
+    Ok(daemon)
+}
+
+fn start_with_an_error(setup: &Setup) -> Result<Daemon<'_>> {
+    setup.write_policy("deny.toml", BROKEN)?;
+    setup.start()
+}
+
 fn free(setup: &Setup, name: &str, address: IpAddr) -> Result<()> {
     lookup(name)?;
     // What the kernel knows of the answer it knew before `lookup` did.
@@ -64,9 +77,8 @@ fn broken_files() -> Result<()> {
     ensure!(fs::metadata(copy(&setup))?.permissions().mode() & 0o777 == 0o600, "others may read the copy");
 
     // The policy has an error, and its list is gone.
-    setup.write_policy("deny.toml", BROKEN)?;
     fs::remove_file(&list)?;
-    let daemon = setup.start()?;
+    let daemon = start_with_an_error(&setup)?;
     learn(&setup, BAD, BAD_V4)?;
     learn(&setup, GOOD, GOOD_V4)?;
     let policy = setup.status()?.policy;
@@ -90,8 +102,7 @@ fn broken_files() -> Result<()> {
     ensure!(policy.error.is_none() && policy.last_good.is_none(), "{policy:?}");
     kept(&setup, "other.example")?;
     daemon.stop()?;
-    setup.write_policy("deny.toml", BROKEN)?;
-    let daemon = setup.start()?;
+    let daemon = start_with_an_error(&setup)?;
     free(&setup, BAD, BAD_V4)?;
     daemon.stop()
 }
@@ -100,9 +111,7 @@ fn broken_files() -> Result<()> {
 fn taken_away() -> Result<()> {
     let _resolver = resolver()?;
     let setup = setup("")?;
-    setup.write_policy("deny.toml", &deny(BAD))?;
-    let daemon = setup.start()?;
-    kept(&setup, BAD)?;
+    let daemon = denying(&setup)?;
     daemon.stop()?;
     fs::remove_file(setup.policy("deny.toml"))?;
     let daemon = setup.start()?;
@@ -111,8 +120,7 @@ fn taken_away() -> Result<()> {
     free(&setup, BAD, BAD_V4)?;
     daemon.stop()?;
     // The last good policy is the empty one.
-    setup.write_policy("deny.toml", BROKEN)?;
-    let daemon = setup.start()?;
+    let daemon = start_with_an_error(&setup)?;
     ensure!(setup.status()?.policy.last_good.is_some(), "{:?}", setup.status()?.policy);
     free(&setup, BAD, BAD_V4)?;
     daemon.stop()
@@ -121,16 +129,13 @@ fn taken_away() -> Result<()> {
 fn on_trial() -> Result<()> {
     let _resolver = resolver()?;
     let setup = setup("")?;
-    setup.write_policy("deny.toml", &deny(BAD))?;
-    let daemon = setup.start()?;
-    kept(&setup, BAD)?;
+    let daemon = denying(&setup)?;
     let mut apply = apply(&setup, &deny(GOOD), "60s")?;
     learn(&setup, GOOD, GOOD_V4)?;
     daemon.stop()?;
     apply.kill()?;
     apply.wait()?;
-    setup.write_policy("deny.toml", BROKEN)?;
-    let daemon = setup.start()?;
+    let daemon = start_with_an_error(&setup)?;
     learn(&setup, BAD, BAD_V4)?;
     free(&setup, GOOD, GOOD_V4)?;
     daemon.stop()
@@ -139,13 +144,10 @@ fn on_trial() -> Result<()> {
 fn untrusted() -> Result<()> {
     let _resolver = resolver()?;
     let setup = setup("")?;
-    setup.write_policy("deny.toml", &deny(BAD))?;
-    let daemon = setup.start()?;
-    kept(&setup, BAD)?;
+    let daemon = denying(&setup)?;
     daemon.stop()?;
-    setup.write_policy("deny.toml", BROKEN)?;
     fs::set_permissions(copy(&setup), PermissionsExt::from_mode(0o602))?;
-    let daemon = setup.start()?;
+    let daemon = start_with_an_error(&setup)?;
     let policy = setup.status()?.policy;
     ensure!(policy.last_good.is_none() && policy.rules == 0, "{policy:?}");
     ensure!(setup.log().contains("remove it"), "{}", setup.log());
