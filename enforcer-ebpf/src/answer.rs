@@ -1,7 +1,7 @@
 //! DNS answers on their way to a socket: recognised by source port 53, believed if they were asked for, matched, their
 //! addresses entered, copied to the ring. An application that can read an answer with a denied name finds its addresses denied.
 
-use core::ops::ControlFlow;
+use core::{hint::black_box, ops::ControlFlow};
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST, btf_maps::lpm_trie::Key, helpers::bpf_ktime_get_boot_ns, programs::SkBuffContext,
@@ -179,9 +179,10 @@ fn enter(work: &mut Work, control: Control) {
         return;
     }
     count(Counter::AnswersMatched);
-    enter_all(work, control);
-    // SAFETY: a field of ours. Through memory: else the verifier goes through the rest once for each.
-    let unentered = unsafe { (&raw const work.record.unentered).read_volatile() };
+    // It finds this in the map: nothing of it may wait in a register.
+    let work = black_box(work);
+    let unentered = enter_all(control.answered.into()) as u8;
+    work.record.unentered = unentered;
     if unentered == ENTERED {
         return;
     }
@@ -209,19 +210,25 @@ fn refuses(claimed: &Match) -> bool {
     (claimed.deny != NOBODY || !claimed.conditional.is_none()) && !only_audits()
 }
 
-/// Enters every address, up to one that cannot be entered: why not stands in `work.record.unentered`.
-#[inline(always)]
-fn enter_all(work: &mut Work, control: Control) {
-    let unentered = &mut work.record.unentered;
-    let Some(answered) = ANSWERED.get(control.answered & 1) else {
-        *unentered = NO_ROOM;
-        return;
+/// Enters every address of the packet at hand into one of the two maps, up to one that cannot be entered: why not.
+///
+/// A global function, of words and with a word as its result: the verifier follows what happens in here once, and not
+/// again for every way that leads here and everything that comes after it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn enter_all(answered: u64) -> u64 {
+    let (Some(work), Some(answered)) = (WORK.get_ptr_mut(0), ANSWERED.get(answered as u32 & 1)) else {
+        return NO_ROOM.into();
     };
+    // SAFETY: this CPU's own element, which the caller has taken, and leaves alone until this returns.
+    let work = unsafe { &mut *work };
     let times = work.scratch.found_len;
     let now = work.record.time;
+    let unentered = &mut work.record.unentered;
     let (scratch, entry) = (&work.scratch, &mut work.entry);
     let mut entering = Entering { scratch, entry, answered, lifetime: lifetime(), now, unentered };
     repeat::<Enter, _>(times, &mut entering);
+    work.record.unentered.into()
 }
 
 struct Entering<'a> {
