@@ -286,6 +286,9 @@ pub struct Denied {
     pub ip: Option<IpAddr>,
     /// Names that led here, the asked one first; empty for a network, or an entry adopted after a restart.
     pub names: Vec<String>,
+    /// Of these, a few that no rule refuses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also_serves: Vec<String>,
     pub rule: String,
     /// `deny` or `audit`.
     pub verdict: String,

@@ -115,6 +115,7 @@ fn denied_lists_as_a_table_or_json() {
         address: "192.0.2.1".into(),
         ip: "192.0.2.1".parse().ok(),
         names: vec!["a.example".into()],
+        also_serves: Vec::new(),
         rule: "r".into(),
         verdict: "deny".into(),
         conditions: None,

@@ -27,21 +27,20 @@ pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
     Ok(Exit::Yes)
 }
 
-const HEADER: [&str; 6] = ["ADDRESS", "NAMES", "RULE", "VERDICT", "EXPIRES IN", "ONLY FOR"];
+const HEADER: [&str; 7] = ["ADDRESS", "NAMES", "RULE", "VERDICT", "EXPIRES IN", "ONLY FOR", "ALSO SERVES"];
 
 fn table(entries: &[Denied]) -> String {
     if entries.is_empty() {
         return "no address is denied".into();
     }
-    let mut header = HEADER.map(str::to_owned);
-    if entries.iter().all(|entry| entry.conditions.is_none()) {
-        header[5].clear();
-    }
-    let rows: Vec<_> = [header].into_iter().chain(entries.iter().map(row)).collect();
-    let widths: Vec<_> =
-        (0..HEADER.len()).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
+    let cells: Vec<_> = entries.iter().map(row).collect();
+    let filled = |column: &usize| cells.iter().any(|row| !row[*column].is_empty());
+    let columns: Vec<usize> = (0..HEADER.len()).filter(filled).collect();
+    let rows: Vec<_> = [HEADER.map(str::to_owned)].into_iter().chain(cells.iter().cloned()).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: Vec<_> = columns.iter().map(|column| (*column, width(*column))).collect();
     let line = |row: &[String; HEADER.len()]| {
-        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
+        let cells = widths.iter().map(|&(column, width)| format!("{:<width$}", row[column]));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
@@ -55,7 +54,9 @@ fn row(entry: &Denied) -> [String; HEADER.len()] {
     };
     let names = if names.is_empty() { "-".into() } else { names.join(" < ") };
     let conditions = text::escape(entry.conditions.as_deref().unwrap_or_default());
-    [entry.address.clone(), names, text::word(&entry.rule), entry.verdict.clone(), expires, conditions]
+    let others: Vec<_> = entry.also_serves.iter().map(|name| text::word(name)).collect();
+    let (rule, verdict) = (text::word(&entry.rule), entry.verdict.clone());
+    [entry.address.clone(), names, rule, verdict, expires, conditions, others.join(" ")]
 }
 
 #[cfg(test)]
@@ -68,6 +69,7 @@ mod tests {
             address: "192.0.2.10".into(),
             ip: "192.0.2.10".parse().ok(),
             names: vec!["tracker.example".into(), "cdn.example".into()],
+            also_serves: Vec::new(),
             rule: "no-trackers".into(),
             verdict: "deny".into(),
             conditions: None,
@@ -89,7 +91,12 @@ ADDRESS        NAMES                          RULE         VERDICT  EXPIRES IN
         let header = format!("{:29}  ONLY FOR", "EXPIRES IN");
         let wanted = wanted.replacen("EXPIRES IN", &header, 1);
         assert_eq!(table(&[address.clone(), network]), wanted);
-        assert!(!table(&[address]).contains("ONLY FOR"), "a column for nothing");
+        assert!(!table(std::slice::from_ref(&address)).contains("ONLY FOR"), "a column for nothing");
+        let shared = Denied { also_serves: vec!["a.example".into(), "b.example".into()], ..address };
+        let wanted = "\
+ADDRESS     NAMES                          RULE         VERDICT  EXPIRES IN  ALSO SERVES
+192.0.2.10  tracker.example < cdn.example  no-trackers  deny     59m 59s     a.example b.example";
+        assert_eq!(table(&[shared]), wanted);
         assert_eq!(table(&[]), "no address is denied");
     }
 }

@@ -186,4 +186,13 @@ fn addresses(out: &mut String, explanation: &Explanation, address: &Address) {
             humantime::format_duration(Duration::from_secs(leads.seen_seconds_ago))
         );
     }
+    if !address.also_serves.is_empty() {
+        let names: Vec<_> = address.also_serves.iter().map(|name| text::word(name)).collect();
+        let _ = writeln!(
+            out,
+            "      no rule refuses {}, which {} here as well",
+            names.join(" "),
+            if names.len() == 1 { "leads" } else { "lead" }
+        );
+    }
 }

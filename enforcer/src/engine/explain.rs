@@ -11,6 +11,8 @@ use super::compile::{Claims, Compiled};
 use super::dns::table::Table;
 use super::name::Name;
 use super::plan::Matcher;
+use super::shared;
+use super::state::speaking;
 
 const SECOND: BootNanos = 1_000_000_000;
 /// Addresses that are told of one name, and names of one address.
@@ -101,6 +103,9 @@ pub struct Address {
     pub never_denied: bool,
     /// Names that lead here, the one that was seen last first.
     pub names: Vec<Leads>,
+    /// If it is refused: of these, a few that no rule refuses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also_serves: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -251,6 +256,7 @@ impl Known<'_> {
     fn tell(&self, addr: Addr) -> Address {
         let network = self.compiled.network_claim(addr);
         let (mut entry, mut now, mut never_denied, mut names) = (None, 0, addr.is_never_denied(), Vec::new());
+        let mut also_serves = Vec::new();
         if let Some(running) = &self.running {
             now = running.now;
             entry = (running.installed)(addr);
@@ -266,6 +272,10 @@ impl Known<'_> {
                     expires_in_seconds: origin.binding.until.saturating_sub(now) / SECOND,
                 })
                 .collect();
+            let conditions = &self.compiled.conditions().transition;
+            if entry.is_some_and(|entry| !speaking(&entry, conditions, now).is_empty()) {
+                also_serves = shared::names(self.compiled, running.table, addr, now);
+            }
         }
         let decision = decide(entry.as_ref(), network.as_ref(), now);
         let claim = entry.map_or(Claim::NONE, |entry| match decision.verdict {
@@ -282,6 +292,7 @@ impl Known<'_> {
             expires_in_seconds: until.map(|until| until.saturating_sub(now) / SECOND),
             never_denied,
             names,
+            also_serves,
         }
     }
 

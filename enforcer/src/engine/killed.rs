@@ -31,6 +31,7 @@ impl State {
             results: names.iter().map(|origin| origin.name.clone()).collect(),
             no_dns: names.is_empty(),
             names,
+            also_serves: self.also_serves(addr, now),
             src_ip: Some(ends.local.ip()),
             src_port: ends.local.port(),
             family: if ends.peer.is_ipv4() { "inet" } else { "inet6" }.into(),

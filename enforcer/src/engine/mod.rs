@@ -16,6 +16,7 @@ pub mod process;
 mod quota;
 pub mod record;
 mod refused;
+pub mod shared;
 pub mod sockaddr;
 pub mod state;
 pub mod summary;

@@ -113,6 +113,10 @@ pub struct Connect {
     /// No DNS answer that was seen led to the address.
     #[serde(default)]
     pub no_dns: bool,
+    /// Of what was refused, or audited: names that lead to the same address and that no rule refuses, a few of them. Who
+    /// wants one of these is refused, too. Absent: none is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also_serves: Vec<String>,
     /// What the application bound the socket to before the call. What the kernel chooses in the call is known when it
     /// returns: with `outcome`, for connects that are not refused and pass the LSM hook. `null`: none, or not known (layer
     /// `egress`, and fast opens and datagrams of sockets that were bound to no address).
@@ -439,6 +443,7 @@ mod tests {
             results: vec!["a.example".into(), "b.example".into()],
             names: Vec::new(),
             no_dns: false,
+            also_serves: Vec::new(),
             src_ip: None,
             src_port: 0,
             family: family_name(2),

@@ -78,6 +78,7 @@ impl NeverDeny {
 pub struct Claimed {
     pub addr: Addr,
     pub names: Vec<Name>,
+    pub also_serves: Vec<String>,
     pub rule: RuleId,
     pub verdict: Verdict,
     pub until: BootNanos,
@@ -345,6 +346,7 @@ impl State {
         let addr = Addr::from_v6(record.dst);
         let names: Vec<NameOrigin> =
             self.table.origins(addr, record.time).map(|origin| name_origin(&origin, record.time)).collect();
+        let verdict = verdict_name(record.verdict);
         let connect = Connect {
             time,
             sequence: record.sequence,
@@ -353,6 +355,11 @@ impl State {
             results: names.iter().map(|origin| origin.name.clone()).collect(),
             no_dns: names.is_empty(),
             names,
+            also_serves: if verdict == VerdictName::Allow {
+                Vec::new()
+            } else {
+                self.also_serves(addr, record.time)
+            },
             src_ip: Some(display_ip(record.src)).filter(|ip| !ip.is_unspecified()),
             src_port: record.src_port,
             family: family_name(record.family),
@@ -360,7 +367,7 @@ impl State {
             protocol: protocol_name(record.protocol),
             process: process(record, facts),
             layer: layer_name(record.layer),
-            verdict: verdict_name(record.verdict),
+            verdict,
             rule: self.rule_name(record.rule).or(by_default(record)).map(str::to_owned),
             errno: errno(record),
             latency_ns: latency(record),
@@ -436,10 +443,14 @@ impl State {
                 Some((*addr, speaking(entry, conditions, now)))
             })
             .flat_map(|(addr, speaking)| {
-                let names = self.table.names(addr, now);
+                let (names, also_serves) = match speaking.is_empty() {
+                    true => Default::default(),
+                    false => (self.table.names(addr, now), self.also_serves(addr, now)),
+                };
                 speaking.into_iter().map(move |(verdict, rule, until)| Claimed {
                     addr,
                     names: names.clone(),
+                    also_serves: also_serves.clone(),
                     rule,
                     verdict,
                     until,

@@ -67,6 +67,8 @@ pub struct Address {
     pub counts: Counts,
     /// Names that were asked for and led here.
     pub asked: BTreeSet<String>,
+    /// Names that led here, and that no rule refused, when it was refused.
+    pub also_serves: BTreeSet<String>,
     pub rules: BTreeSet<String>,
 }
 
@@ -123,7 +125,8 @@ impl Summary {
 
     /// Addresses that were refused although several names lead to them: what was refused may not have been meant.
     pub fn shared(&self) -> Vec<(IpAddr, &Address)> {
-        let shared = |address: &Address| address.counts.denied > 0 && address.asked.len() > 1;
+        let several = |address: &Address| address.asked.len() > 1 || !address.also_serves.is_empty();
+        let shared = |address: &Address| address.counts.denied > 0 && several(address);
         let mut shared: Vec<_> = self
             .addresses
             .iter()
@@ -212,6 +215,8 @@ impl Address {
         }
         let room = MAX_NAMES.saturating_sub(self.asked.len());
         self.asked.extend(names.into_iter().take(room).map(|name| escape(name)));
+        let room = MAX_NAMES.saturating_sub(self.also_serves.len());
+        self.also_serves.extend(connect.also_serves.iter().take(room).map(|name| escape(name)));
         if let Some(rule) = connect.rule.as_ref().filter(|_| connect.verdict == VerdictName::Deny) {
             let room = usize::from(self.rules.len() < MAX_NAMES);
             self.rules.extend(Some(escape(rule)).into_iter().take(room));
@@ -299,6 +304,13 @@ mod tests {
         let names: Vec<_> = shared[0].1.asked.iter().map(String::as_str).collect();
         assert_eq!((shared.len(), names), (1, vec!["innocent.example", "tracker.example"]));
         assert!(shared[0].1.rules.contains("no-trackers"));
+    }
+
+    #[test]
+    fn what_an_event_says_about_other_names_is_enough() {
+        let mut summary = hour();
+        summary.add(&connect(|c| c.also_serves = vec!["innocent.example".into()]));
+        assert!(summary.shared()[0].1.also_serves.contains("innocent.example"));
     }
 
     #[test]

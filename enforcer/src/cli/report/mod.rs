@@ -212,7 +212,7 @@ fn json_summary(summary: &Summary, unreadable: u64) -> serde_json::Value {
         "counts": summary.counts, "lostEvents": summary.lost_events, "lostAnswers": summary.lost_answers,
         "beyond": summary.beyond, "rules": summary.rules, "talkers": talkers.collect::<Vec<_>>(),
         "shared": summary.shared().iter().map(|(ip, address)| json!({ "address": ip, "names": address.asked,
-            "rules": address.rules, "counts": address.counts })).collect::<Vec<_>>(),
+            "alsoServes": address.also_serves, "rules": address.rules, "counts": address.counts })).collect::<Vec<_>>(),
         "noDns": pairs(&summary.no_dns, ["program", "address"]), "noDnsConnects": summary.no_dns_connects,
     })
 }

@@ -158,9 +158,10 @@ fn shared(summary: &Summary) -> Markup {
             p.about { "More than one name leads to these: somebody who wanted another of them was refused, too." }
             @if shared.is_empty() { p.none { "None is known." } }
             @if !shared.is_empty() {
-                (table(&["Address", "Names", "Rule", "Refused"], shared.iter().take(100).map(|(ip, address)| vec![
+                (table(&["Address", "Names", "Not refused by any rule", "Rule", "Refused"], shared.iter().take(100).map(|(ip, address)| vec![
                     ip.to_string(),
                     address.asked.iter().cloned().collect::<Vec<_>>().join(", "),
+                    address.also_serves.iter().cloned().collect::<Vec<_>>().join(", "),
                     address.rules.iter().cloned().collect::<Vec<_>>().join(", "),
                     grouped(address.counts.denied),
                 ])))

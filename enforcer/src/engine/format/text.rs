@@ -73,6 +73,10 @@ fn told(what: &str, connect: &Connect) -> String {
     if let Some(rule) = &connect.rule {
         let _ = write!(text, "  rule {}", word(rule)); // into a String: cannot fail
     }
+    if !connect.also_serves.is_empty() {
+        let names: Vec<_> = connect.also_serves.iter().map(|name| word(name)).collect();
+        let _ = write!(text, "  also serves {}", names.join(" ")); // as above
+    }
     text
 }
 
@@ -180,6 +184,12 @@ mod tests {
     }
 
     #[test]
+    fn other_names_of_a_refused_address_stand_at_the_end() {
+        let said = text(|connect| connect.also_serves = vec!["a.example".into(), "b  rule x".into()]);
+        assert!(said.ends_with("  rule no-trackers  also serves a.example \"b  rule x\""), "{said}");
+    }
+
+    #[test]
     fn what_is_absent_is_not_invented() {
         let text = text(|connect| {
             connect.dst_ip = "2001:db8::1".parse().unwrap();
@@ -217,6 +227,7 @@ mod tests {
                 results: vec![bad.clone(), control.clone()],
                 process: Process { comm: control.clone(), ..Process::default() },
                 rule: Some(bad.clone()),
+                also_serves: vec![bad.clone(), control.clone()],
                 protocol: control.clone().into(),
                 time: format!("{control}{bad}{bad}{bad}"),
                 ..connect()

@@ -143,8 +143,19 @@ fn gap_arguments(gap: &Gap) -> Vec<Value> {
 /// What Tracee has no place for.
 fn properties(event: &Event) -> Map<String, Value> {
     let known = |(name, _): &(String, Value)| {
-        ["verdict", "rule", "layer", "no_dns", "count", "protocol", "unit", "cgroup", "sequence"]
-            .contains(&name.as_str())
+        [
+            "verdict",
+            "rule",
+            "layer",
+            "no_dns",
+            "also_serves",
+            "count",
+            "protocol",
+            "unit",
+            "cgroup",
+            "sequence",
+        ]
+        .contains(&name.as_str())
     };
     super::fields::of(event).into_iter().filter(known).collect()
 }

@@ -23,6 +23,7 @@ mod reload;
 pub(crate) mod resolvers;
 mod rules;
 pub(crate) mod scopes;
+mod shared;
 mod sinks;
 mod smoke;
 mod verifier;
@@ -58,6 +59,7 @@ pub(crate) fn all() -> Vec<Test> {
             forgery::tests(),
             protected::tests(),
             quota::tests(),
+            shared::tests(),
             rules::tests(),
             scopes::tests(),
             defaults::tests(),
@@ -102,6 +104,7 @@ pub(crate) fn all() -> Vec<Test> {
         forgery::tests(),
         protected::tests(),
         quota::tests(),
+        shared::tests(),
         backstop::tests(),
         established::tests(),
         browser::tests(),
