@@ -281,6 +281,49 @@ fn explain_asks_files_alone_and_knows_the_default() {
     assert!(code == 1 && stderr.contains("p.toml:1:"), "{code} {stderr}");
 }
 
+#[test]
+fn explain_and_check_know_what_becomes_of_encrypted_dns() {
+    let dir = tempfile::tempdir().unwrap();
+    let (policies, settings) = (dir.path().join("policies.d"), dir.path().join("enforcer.toml"));
+    std::fs::create_dir(&policies).unwrap();
+    let rule = "[[rule]]\nname = 'mine'\naction = 'allow'\nhosts = ['dns.google']\n";
+    std::fs::write(policies.join("p.toml"), rule).unwrap();
+    let json = |command: &mut Command| {
+        let (code, text, stderr) = run(command.arg("--json").arg("--config").arg(&settings));
+        assert_eq!(code, 0, "{stderr}");
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    for (doh, more, denied) in [
+        ("allow", &[][..], false),
+        ("deny", &[], true),
+        ("deny", &["--doh", "allow"], false),
+        ("allow", &["--doh", "deny"], true),
+    ] {
+        // The discard prefix is nobody's own address.
+        std::fs::write(&settings, format!("doh = '{doh}'\nnever_deny = ['100::53']\n")).unwrap();
+        for (what, want) in [
+            ("dns.quad9.net", if denied { "encrypted-dns-resolvers" } else { "" }),
+            ("100::54", if denied { "encrypted-dns-port" } else { "" }),
+            ("100::53", ""),
+            ("dns.google", "mine"),
+        ] {
+            let said = json(enforcer().args(["explain", what, "--policies"]).arg(&policies).args(more));
+            let rules = said["rules"].as_array().unwrap();
+            let first = rules.first().map_or("", |rule| rule["rule"].as_str().unwrap());
+            assert_eq!(first, want, "{doh} {more:?} {what}: {said}");
+        }
+        if more.is_empty() {
+            let said = json(enforcer().arg("check").arg(&policies));
+            assert_eq!(said["rules"], if denied { 3 } else { 1 }, "{said}");
+        }
+    }
+    // As at the start of the daemon: names of rules are told apart.
+    std::fs::write(&settings, "doh = 'deny'\n").unwrap();
+    std::fs::write(policies.join("p.toml"), rule.replace("mine", "encrypted-dns-port")).unwrap();
+    let (code, _, stderr) = run(enforcer().arg("check").arg(&policies).arg("--config").arg(&settings));
+    assert!(code == 1 && stderr.contains("encrypted-dns-port"), "{code} {stderr}");
+}
+
 /// One event, as a JSON sink writes it.
 fn event(dst: &str, verdict: &str, comm: &str) -> String {
     serde_json::json!({

@@ -4,11 +4,9 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use ipnetwork::IpNetwork;
 use serde::Serialize;
 
-use super::{BAD, Exit, Failure, GOOD, beside, print, print_json, settings};
-use crate::config::{Config, Doh};
+use super::{BAD, Exit, Failure, GOOD, beside, print, print_json, settings, spared};
 use crate::engine::compile::Beside;
 use crate::engine::policy::{self, Tally};
 use crate::sys::host;
@@ -30,13 +28,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
+    let settings = settings(config, Distrust::Ignore)?;
+    let beside = Beside { spared: spared(&settings)?, ..beside() };
     let report = match &args.dir {
-        Some(dir) => Report::of(dir, Distrust::Ignore, &beside()),
-        None => {
-            let settings = settings(config, Distrust::Ignore)?;
-            let beside = Beside { spared: spared(&settings)?, ..beside() };
-            Report::of(&settings.policies, Distrust::Refuse, &beside)
-        }
+        Some(dir) => Report::of(dir, Distrust::Ignore, &beside),
+        None => Report::of(&settings.policies, Distrust::Refuse, &beside),
     };
     if args.json {
         print_json(&report)?;
@@ -45,15 +41,6 @@ pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<Exit, Failure> {
     }
     let fine = report.ok && (!args.deny_warnings || report.warnings.is_empty());
     Ok(if fine { Exit::Yes } else { Exit::No })
-}
-
-/// With `doh = "deny"`: of what the rules against encrypted DNS say nothing.
-fn spared(settings: &Config) -> Result<Option<Vec<IpNetwork>>, Failure> {
-    if settings.doh == Doh::Allow {
-        return Ok(None);
-    }
-    let unread = |error| Failure::new(Exit::Failed, format!("cannot read the host's own addresses: {error}"));
-    Ok(Some(host::Host::read().map_err(unread)?.never_deny(&settings.never_deny)))
 }
 
 #[derive(Debug, Serialize)]

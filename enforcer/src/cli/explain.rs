@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::client::{Client, Connection, strange};
-use super::{BAD, Exit, Failure, GOOD, WARN, beside, print, print_json, settings};
+use super::{BAD, Exit, Failure, GOOD, WARN, beside, print, print_json, settings, spared};
 use crate::api::{Reply, Request};
-use crate::config::DefaultVerdict;
-use crate::engine::compile::Compiled;
+use crate::config::{DefaultVerdict, Doh};
+use crate::engine::compile::{Beside, Compiled};
 use crate::engine::explain::{self, Address, Asked, Explanation, Known, Says};
 use crate::engine::format::text::{self, Stamp};
 use crate::engine::record::Event;
@@ -30,6 +30,9 @@ pub(super) struct Args {
     /// With --policies: the verdict on what no rule names [default: as in the settings]
     #[arg(long, value_enum, requires = "policies", value_name = "VERDICT", hide_possible_values = true)]
     default: Option<DefaultVerdict>,
+    /// With --policies: whether encrypted DNS to public resolvers is denied beside them [default: as in the settings]
+    #[arg(long, value_enum, requires = "policies", value_name = "VERDICT", hide_possible_values = true)]
+    doh: Option<Doh>,
     #[command(flatten)]
     connection: Connection,
 }
@@ -90,13 +93,13 @@ impl Explain {
         let Some(directory) = &args.policies else {
             return Ok(Self::Daemon(Client::connect(&args.connection, config)?));
         };
-        let default = match args.default {
-            Some(default) => default,
-            None => settings(config, Distrust::Ignore)?.default,
-        };
-        let rules = rules::read(Some(directory), &[], Distrust::Ignore, &beside()).rules;
+        let mut settings = settings(config, Distrust::Ignore)?;
+        settings.default = args.default.unwrap_or(settings.default);
+        settings.doh = args.doh.unwrap_or(settings.doh);
+        let beside = Beside { spared: spared(&settings)?, ..beside() };
+        let rules = rules::read(Some(directory), &[], Distrust::Ignore, &beside).rules;
         let rules = rules.map_err(|errors| Failure::new(Exit::No, rules::lines(&errors)))?;
-        Ok(Self::Files(Box::new(rules.compiled), default))
+        Ok(Self::Files(Box::new(rules.compiled), settings.default))
     }
 
     fn ask(&mut self, what: &str) -> Result<(Explanation, Option<Box<Event>>), Failure> {

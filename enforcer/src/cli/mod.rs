@@ -22,10 +22,12 @@ use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
 use clap::{CommandFactory, Parser, Subcommand};
+use ipnetwork::IpNetwork;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Doh};
 use crate::engine::compile::Beside;
 use crate::sys::accounts::Accounts;
+use crate::sys::host;
 use crate::sys::policy_dir::{self, Distrust, Problem, ProblemKind};
 
 const EXIT_CODES: &str = "\
@@ -187,6 +189,15 @@ fn unusable(problem: Problem) -> Failure {
 /// What a policy set is compiled beside where no daemon runs it: the users and groups of this host.
 fn beside() -> Beside {
     Beside { accounts: Accounts::default().numbers(), ..Beside::default() }
+}
+
+/// With `doh = "deny"`: of what the rules against encrypted DNS say nothing.
+fn spared(settings: &Config) -> Result<Option<Vec<IpNetwork>>, Failure> {
+    if settings.doh == Doh::Allow {
+        return Ok(None);
+    }
+    let unread = |error| Failure::new(Exit::Failed, format!("cannot read the host's own addresses: {error}"));
+    Ok(Some(host::Host::read().map_err(unread)?.never_deny(&settings.never_deny)))
 }
 
 #[cfg(test)]

@@ -129,7 +129,7 @@ pub enum LayerChoice {
 }
 
 /// What becomes of encrypted DNS to public resolvers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Doh {
     Allow,
     Deny,
