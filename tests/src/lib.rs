@@ -10,4 +10,5 @@ pub mod replaced;
 pub mod resolver;
 pub mod server;
 pub mod servers;
+pub mod site;
 pub mod wait;

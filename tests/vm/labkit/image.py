@@ -32,8 +32,8 @@ rm -rf var/cache/apt var/lib/apt/lists
 : > etc/machine-id
 """
 SIZE = "1536M"  # sparse: the guest writes to an overlay, so this is its room
-# With LAB_BROWSER in the environment: an image of its own.
-BROWSER = ["chromium", "chromium-driver"]
+# With LAB_BROWSER in the environment: an image of its own, with clients that are large.
+BROWSER = ["chromium", "chromium-driver", "cargo-web", "gcc", "libc6-dev"]
 BROWSER_SIZE = "3G"
 
 

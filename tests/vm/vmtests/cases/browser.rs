@@ -1,6 +1,7 @@
 //! A browser, as people use it: headless Chromium against the far side's servers. Only with `LAB_BROWSER`: its image is
 //! large.
 
+use std::fs::{self, File};
 use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
 
@@ -9,9 +10,11 @@ use enforcer::engine::record::VerdictName;
 use enforcer_tests::daemon::{SOON, Setup, deny};
 use enforcer_tests::harness::{Test, test};
 use enforcer_tests::server::Server;
+use enforcer_tests::site::Site;
 use enforcer_tests::wait;
 use serde_json::{Value, json};
 
+use super::exec::{exec, nothing_is_left};
 use super::{BAD, BAD_V4, GOOD, GOOD_V4, learn, resolver};
 
 /// Nothing, unless the machine has a browser.
@@ -22,6 +25,7 @@ pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("a_browser_is_refused_and_shows_a_sane_error", page).patient(300),
         test("a_browser_is_refused_by_quic", quic).patient(300),
+        test("exec_holds_for_a_browser_and_tells_what_a_page_wanted", inside_exec).patient(300),
     ]
 }
 
@@ -33,9 +37,11 @@ struct Browser {
 
 impl Browser {
     fn start(options: &[String]) -> Result<Self> {
-        let quiet = Stdio::null();
-        let driver =
-            Command::new("chromedriver").arg("--port=9515").stdout(quiet).spawn().context("chromedriver")?;
+        Self::driven_by(&mut Command::new("chromedriver"), options)
+    }
+
+    fn driven_by(driver: &mut Command, options: &[String]) -> Result<Self> {
+        let driver = driver.arg("--port=9515").stdout(Stdio::null()).spawn().context("chromedriver")?;
         let mut browser = Self { driver, session: String::new() };
         wait::until("the driver to listen", SOON, || Ok(call("GET", "/status", &json!({})).ok()))?;
         let common = ["--headless", "--no-sandbox", "--disable-gpu", "--ignore-certificate-errors"];
@@ -43,6 +49,7 @@ impl Browser {
         let options = json!({ "binary": "/usr/bin/chromium", "args": arguments });
         let wanted = json!({ "capabilities": { "alwaysMatch": {
             "goog:chromeOptions": options, "timeouts": { "pageLoad": 20_000 },
+            "goog:loggingPrefs": { "browser": "ALL" },
         } } });
         let value = call("POST", "/session", &wanted)?;
         let id = value["sessionId"].as_str().with_context(|| format!("no session: {value}"))?;
@@ -60,6 +67,22 @@ impl Browser {
             page.rsplit("<div class=\"error-code\">").next().and_then(|rest| rest.split("</div>").next());
         let code = shown.and_then(|shown| shown.rsplit("-->").next());
         Ok(code.map(|code| code.trim().to_owned()).filter(|code| code.starts_with("ERR_")))
+    }
+
+    /// What the page's console says.
+    fn console(&self) -> Result<Vec<String>> {
+        let log = call("POST", &format!("{}/se/log", self.session), &json!({ "type": "browser" }))?;
+        let lines = log.as_array().context("no log")?;
+        Ok(lines.iter().filter_map(|line| line["message"].as_str().map(str::to_owned)).collect())
+    }
+
+    /// Browser and driver end by themselves.
+    fn end(&mut self) -> Result<()> {
+        call("DELETE", &self.session, &json!({}))?;
+        // It may be gone before it answers.
+        let _ = call("GET", "/shutdown", &json!({}));
+        wait::until("the driver to end", SOON, || Ok(self.driver.try_wait()?))?;
+        Ok(())
     }
 }
 
@@ -137,4 +160,38 @@ fn quic() -> Result<()> {
     browser.visit(&format!("https://{}/", host(GOOD)))?;
     sent(GOOD_V4, VerdictName::Allow)?;
     Ok(())
+}
+
+/// A page of an allowed server with a part of a denied one.
+fn inside_exec() -> Result<()> {
+    const TOLD: &str = "/run/exec-browser";
+    let _resolver = resolver()?;
+    let site = Site::start("/run/site", GOOD_V4)?;
+    let url = |name: &str, path: &str| format!("http://{name}:{}/{path}", Site::PORT);
+    let script = |name: &str| format!("<script src=\"{}\"></script>", url(name, "script.js"));
+    site.write("index.html", &format!("<!DOCTYPE html><title>none</title>{}{}", script(GOOD), script(BAD)))?;
+    // Each that is loaded leaves its host's name.
+    site.write("script.js", "document.title += ' ' + new URL(document.currentScript.src).hostname;")?;
+    let told = File::create(TOLD)?;
+    let mut driver = exec(&["--deny", BAD, "--", "chromedriver"]);
+    let mut browser = Browser::driven_by(driver.stderr(told), &[])?;
+    let error = browser.visit(&url(GOOD, ""))?;
+    ensure!(error.is_none(), "{error:?}");
+    let title = call("GET", &format!("{}/title", browser.session), &json!({}))?;
+    ensure!(title == format!("none {GOOD}"), "{title}");
+    let console = browser.console()?;
+    let refused = url(BAD, "script.js");
+    ensure!(
+        console.iter().any(|line| line.contains(&refused) && line.contains("net::ERR_ACCESS_DENIED")),
+        "{console:?}"
+    );
+    browser.end()?;
+    let told = fs::read_to_string(TOLD)?;
+    for line in [
+        format!("reached {GOOD_V4}:{} {GOOD}", Site::PORT),
+        format!("refused {BAD_V4}:{} {BAD} by --deny", Site::PORT),
+    ] {
+        ensure!(told.contains(&line), "{line}: {told}");
+    }
+    nothing_is_left()
 }

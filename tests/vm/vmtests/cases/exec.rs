@@ -32,13 +32,13 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-fn exec(arguments: &[&str]) -> Command {
+pub(super) fn exec(arguments: &[&str]) -> Command {
     let mut command = Command::new("/payload/enforcer");
     command.arg("exec").args(arguments).stdin(Stdio::null());
     command
 }
 
-fn run(arguments: &[&str]) -> Result<(i32, String, String)> {
+pub(super) fn run(arguments: &[&str]) -> Result<(i32, String, String)> {
     let Output { status, stdout, stderr } = exec(arguments).output().context("enforcer exec")?;
     let code = status.code().context("killed")?;
     Ok((code, String::from_utf8(stdout)?, String::from_utf8(stderr)?))
@@ -54,7 +54,7 @@ fn traces() -> Result<Vec<String>> {
     Ok(String::from_utf8(groups.stdout)?.lines().map(str::to_owned).collect())
 }
 
-fn nothing_is_left() -> Result<()> {
+pub(super) fn nothing_is_left() -> Result<()> {
     wait::until("the control groups to go", SOON, || Ok(traces()?.is_empty().then_some(())))?;
     let pins = fs::read_dir("/sys/fs/bpf")?.collect::<Result<Vec<_>, _>>()?;
     // The kernel's own end with `.debug`.

@@ -10,6 +10,7 @@ mod encrypted_dns;
 mod established;
 mod events;
 mod exec;
+mod exec_cargo;
 pub(crate) mod facts;
 mod flows;
 mod forgery;
@@ -73,6 +74,7 @@ pub(crate) fn all() -> Vec<Test> {
             established::tests(),
             sinks::tests(),
             browser::tests(),
+            exec_cargo::tests(),
         ]
         .concat();
     }
@@ -95,6 +97,7 @@ pub(crate) fn all() -> Vec<Test> {
         cached::tests(),
         admin::tests(),
         exec::tests(),
+        exec_cargo::tests(),
         race::tests(),
         events::tests(),
         facts::tests(),
