@@ -13,8 +13,10 @@ mod report;
 mod start;
 mod trial;
 
+use std::panic;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use enforcer_common::counter::Counter;
@@ -66,6 +68,8 @@ const BATCH: usize = 32;
 const STOP_PATIENCE: u64 = 20_000_000_000;
 /// For systemd to say why it stops us.
 const ASK_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at the ring during a reload.
+const MEANWHILE: Duration = Duration::from_millis(1);
 const TICK: Duration = Duration::from_millis(500);
 /// Ticks between two looks at the host's own addresses, and between two canaries.
 const HOST_TICKS: u64 = 10;
@@ -186,8 +190,8 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         unflushed: Arc::default(),
         config,
     };
-    daemon.begin();
     let mut ring = ring;
+    daemon.begin(ring.get_mut());
     daemon.run(&mut ring, changes, routes, requests).await?;
     drop(stop);
     let _ = control.await;
@@ -272,7 +276,7 @@ struct Daemon {
 
 impl Daemon {
     /// Takes over what is pinned, loads the policies, tells systemd.
-    fn begin(&mut self) {
+    fn begin(&mut self, ring: &mut Ring) {
         match self.installer.adopted() {
             Ok(entries) => self.state.adopt(entries),
             Err(error) => error!(%error, "cannot read the address map of the daemon before this one"),
@@ -281,7 +285,7 @@ impl Daemon {
         self.settled = self.losses;
         self.protect();
         self.memory.restore(&mut self.state);
-        self.reload("start");
+        self.reload("start", ring);
         self.installer.kernel().supersede();
         // Of a daemon before this one, or while none ran.
         self.tell_counted();
@@ -341,13 +345,13 @@ impl Daemon {
                 _ = int.recv() => break,
                 _ = hup.recv() => {
                     self.sinks.reopen();
-                    self.reload("SIGHUP");
+                    self.reload("SIGHUP", ring.get_mut());
                 }
-                Some(()) = changes.recv() => self.reload("change"),
-                Some(()) = routes.recv() => self.look_at_host(),
-                Some((request, reply)) = requests.recv() => self.answer(request, reply),
+                Some(()) = changes.recv() => self.reload("change", ring.get_mut()),
+                Some(()) = routes.recv() => self.look_at_host(ring.get_mut()),
+                Some((request, reply)) = requests.recv() => self.answer(request, reply, ring.get_mut()),
                 _ = ticks.tick() => {
-                    self.tick();
+                    self.tick(ring.get_mut());
                     // Should a wake-up ever be lost, it costs half a second and not the enforcement.
                     self.drain(ring.get_mut());
                     self.policies.keeper.keep().await;
@@ -477,7 +481,7 @@ impl Daemon {
             }
             self.retired = !self.installer.discard_retired();
             if self.concluding && !self.retired {
-                self.conclude();
+                self.conclude(ring);
             }
         }
     }
@@ -533,26 +537,33 @@ impl Daemon {
         }
     }
 
-    fn reload(&mut self, why: &str) {
+    fn reload(&mut self, why: &str, ring: &mut Ring) {
         let begin = clock::boot_ns();
         let beside = Beside {
             conditions: self.installer.conditions().clone(),
             accounts: self.processes.accounts.numbers(),
             spared: self.spared(),
         };
-        let Some(compiled) = self.policies.load(why, &beside) else {
+        let read = self.policies.reader();
+        // At a start there are no rules yet that records could be told by.
+        let reading = if self.state.compiled().is_none() {
+            read(&beside)
+        } else {
+            self.meanwhile(ring, || read(&beside))
+        };
+        let Some(compiled) = self.policies.load(why, reading, &beside) else {
             // Old and new conditional rules may find room when those before the old ones are gone.
             self.again = self.concluding;
             return;
         };
         // First every entry gets the new exceptions and the seats of the new conditional rules, then these are in
         // force beside the old ones.
-        let steps = self.state.prepare(&compiled, beside.conditions.active(), begin);
+        let steps = self.state.prepare(&compiled, beside.conditions.active(), clock::boot_ns());
         self.installer.apply(steps, &mut self.state);
         self.installer.prepare_networks(compiled.networks());
         if !self.installer.enforce(&compiled.conditions().transition) {
             if !self.concluding {
-                self.conclude(); // takes the new ones out again
+                self.conclude(ring); // takes the new ones out again
             }
             return;
         }
@@ -577,8 +588,21 @@ impl Daemon {
         memory::give_back();
     }
 
+    /// Handles records while a thread of its own works at something that takes long: lists of a million names take half a
+    /// second, in which the ring would overflow and answers be late.
+    fn meanwhile<T: Send>(&mut self, ring: &mut Ring, work: impl Fn() -> T + Sync) -> T {
+        thread::scope(|scope| {
+            let Ok(worker) = thread::Builder::new().spawn_scoped(scope, &work) else { return work() };
+            while !worker.is_finished() {
+                self.drain(ring);
+                thread::sleep(MEANWHILE);
+            }
+            worker.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
+        })
+    }
+
     /// Everything that is known was matched with the new rules: the old conditional ones and exceptions go.
-    fn conclude(&mut self) {
+    fn conclude(&mut self, ring: &mut Ring) {
         let Some(compiled) = self.state.compiled() else { return };
         let (table, networks) = (compiled.conditions().table.clone(), compiled.networks().clone());
         if !self.installer.enforce(&table) {
@@ -590,26 +614,26 @@ impl Daemon {
         self.installer.conclude_networks(&networks);
         self.look_at_connections();
         if std::mem::take(&mut self.again) {
-            self.reload("again");
+            self.reload("again", ring);
         }
     }
 
-    fn tick(&mut self) {
+    fn tick(&mut self, ring: &mut Ring) {
         self.ticks += 1;
         let now = clock::boot_ns();
         if self.ticks.is_multiple_of(HOST_TICKS) {
             let renumbered = self.processes.accounts.refresh();
             if renumbered && self.state.compiled().is_some_and(Compiled::names_accounts) {
-                self.reload("accounts");
+                self.reload("accounts", ring);
             }
             if let Err(error) = self.installer.kernel().ignored_cgroups.refresh() {
                 warn!(%error, "cgroups of [[ignore]] may be reported nevertheless");
             }
-            self.look_at_host();
+            self.look_at_host(ring);
         } else if host::resolvers_version() != self.resolvers {
-            self.look_at_host();
+            self.look_at_host(ring);
         }
-        self.end_trial(now);
+        self.end_trial(now, ring);
         let steps = self.state.tick(now);
         self.note_denials(&steps);
         self.installer.apply(steps, &mut self.state);
@@ -629,7 +653,7 @@ impl Daemon {
     }
 
     /// Protects what the host is known by now.
-    fn look_at_host(&mut self) {
+    fn look_at_host(&mut self, ring: &mut Ring) {
         self.resolvers = host::resolvers_version();
         let host = match Host::read() {
             Ok(host) => host,
@@ -648,7 +672,7 @@ impl Daemon {
         self.protect();
         self.retired |= self.installer.rotate();
         if self.config.doh == Doh::Deny {
-            self.reload("host");
+            self.reload("host", ring);
         } else {
             self.ask_for_literals();
         }
@@ -701,12 +725,12 @@ impl Daemon {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&line)]);
     }
 
-    fn answer(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+    fn answer(&mut self, request: Request, reply: oneshot::Sender<Reply>, ring: &mut Ring) {
         let answer = match request {
-            Request::Reload => self.reload_and_tell("enforcer reload"),
-            Request::Try { name, staged, seconds } => self.try_out(name, staged, seconds),
-            Request::Keep => self.keep(),
-            Request::Undo => self.undo(),
+            Request::Reload => self.reload_and_tell("enforcer reload", ring),
+            Request::Try { name, staged, seconds } => self.try_out(name, staged, seconds, ring),
+            Request::Keep => self.keep(ring),
+            Request::Undo => self.undo(ring),
             Request::Rehearse { stage } => self.rehearse(stage),
             request => report::reply(self, request),
         };

@@ -54,13 +54,17 @@ impl Policies {
         }
     }
 
-    /// The rules of the directory as it is now. `None`: something is wrong with them, which is logged and kept
-    /// for `status`; the rules in force stay. At the start there are none yet: then it is the last good policy.
-    pub(super) fn load(&mut self, why: &str, beside: &Beside) -> Option<Compiled> {
+    /// Reads the directory as it is then, for `load`. Large lists take long.
+    pub(super) fn reader(&self) -> impl Fn(&Beside) -> Reading + Sync + use<> {
+        let (directory, overlay) = (self.directory.clone(), self.overlay.clone());
+        move |beside| rules::read(Some(&directory), overlay.as_slice(), Distrust::Refuse, beside)
+    }
+
+    /// The rules that were read. `None`: something is wrong with them, which is logged and kept for `status`; the rules in
+    /// force stay. At the start there are none yet: then it is the last good policy.
+    pub(super) fn load(&mut self, why: &str, mut reading: Reading, beside: &Beside) -> Option<Compiled> {
         let first = !std::mem::replace(&mut self.begun, true);
         self.status.built_in = beside.spared.iter().map(|_| policy::ENCRYPTED_DNS_FILE.to_owned()).collect();
-        let more: Vec<Source> = self.overlay.iter().cloned().collect();
-        let mut reading = rules::read(Some(&self.directory), &more, Distrust::Refuse, beside);
         self.lists.set(std::mem::take(&mut reading.listed));
         match self.take(why, reading) {
             Ok((compiled, copy)) => {

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::Daemon;
 use crate::api::{Changes, Reply, Trial};
+use crate::sys::bpf::Ring;
 use crate::sys::{clock, policy_dir};
 
 const SECOND: u64 = 1_000_000_000;
@@ -44,9 +45,9 @@ struct Before {
 }
 
 impl Daemon {
-    pub(super) fn reload_and_tell(&mut self, why: &str) -> Reply {
+    pub(super) fn reload_and_tell(&mut self, why: &str, ring: &mut Ring) -> Reply {
         let before = self.before();
-        self.reload(why);
+        self.reload(why, ring);
         let status = self.policies.status();
         match status.error {
             Some(errors) if status.loads == before.loads => Reply::Refused(errors),
@@ -54,7 +55,7 @@ impl Daemon {
         }
     }
 
-    pub(super) fn try_out(&mut self, name: String, staged: String, seconds: u64) -> Reply {
+    pub(super) fn try_out(&mut self, name: String, staged: String, seconds: u64, ring: &mut Ring) -> Reply {
         if let Some(running) = &self.trial {
             let other = &running.name;
             return Reply::Error(format!(
@@ -72,7 +73,7 @@ impl Daemon {
             Ok(Some((_, Some(problem)))) | Err(problem) => return Reply::Error(problem.to_string()),
         };
         self.policies.set_overlay(Some(policy_dir::Source { path, ..source }));
-        let reply = self.reload_and_tell("trial");
+        let reply = self.reload_and_tell("trial", ring);
         if let Reply::Reloaded(_) = reply {
             let until = clock::boot_ns() + seconds.clamp(1, LONGEST) * SECOND;
             info!(name, seconds, "a policy file is on trial");
@@ -80,30 +81,30 @@ impl Daemon {
         } else {
             self.policies.set_overlay(None);
             // What was wrong stands in the reply; `status` speaks of the files.
-            self.reload("a refused trial");
+            self.reload("a refused trial", ring);
         }
         reply
     }
 
-    pub(super) fn keep(&mut self) -> Reply {
+    pub(super) fn keep(&mut self, ring: &mut Ring) -> Reply {
         let Some(running) = self.trial.take() else { return nothing_runs() };
         info!(name = running.name, "the policy file that was on trial stays");
         self.policies.set_overlay(None);
-        self.reload_and_tell("trial kept")
+        self.reload_and_tell("trial kept", ring)
     }
 
-    pub(super) fn undo(&mut self) -> Reply {
+    pub(super) fn undo(&mut self, ring: &mut Ring) -> Reply {
         let Some(running) = self.trial.take() else { return nothing_runs() };
         info!(name = running.name, "the policy file that was on trial is taken back");
         self.policies.set_overlay(None);
-        self.reload_and_tell("trial undone")
+        self.reload_and_tell("trial undone", ring)
     }
 
-    pub(super) fn end_trial(&mut self, now: u64) {
+    pub(super) fn end_trial(&mut self, now: u64, ring: &mut Ring) {
         if let Some(running) = self.trial.take_if(|running| running.until <= now) {
             warn!(name = running.name, "nobody kept the policy file that was on trial: it is taken back");
             self.policies.set_overlay(None);
-            self.reload("trial over");
+            self.reload("trial over", ring);
         }
     }
 
