@@ -40,7 +40,7 @@ pub const NETWORKS: u32 = 65_536;
 
 /// Bytes of the ring of events and answers (a power of two). Full: the record is lost and counted; the
 /// verdict never depends on it.
-pub const RING_BYTES: u32 = 8 * 1024 * 1024;
+pub const RING_BYTES: u32 = 4 * 1024 * 1024;
 
 /// Nanoseconds for which a record that changes no verdict may lie in the ring before the daemon looks.
 pub const WAKE_EVERY: u64 = 5_000_000;
