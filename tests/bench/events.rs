@@ -18,6 +18,10 @@ use enforcer_tests::{daemon, wait};
 const RUNS: usize = 5;
 const SECONDS: f64 = 2.0;
 const RATES: [u64; 6] = [25_000, 50_000, 100_000, 200_000, 300_000, u64::MAX];
+/// What is edited in the middle of the last row.
+const LISTED: &str = "[[rule]]\nname = \"listed\"\naction = \"deny\"\nlists = [{ path = \"list.txt\", format = \"domains\" }]\n";
+const NAMES: u32 = 1_000_000;
+const EDITED_RATE: u64 = 100_000;
 const INSIDE: &str = "inside";
 const CLIENT: &str = "client";
 
@@ -96,6 +100,8 @@ struct Row {
     each: f64,
     sent: u64,
     seen: u64,
+    /// What gap records count: what the ring or the sink had no room for.
+    gaps: u64,
     ring: u64,
     sink: u64,
     events: u64,
@@ -156,7 +162,23 @@ impl Bench {
             let name = if rate == u64::MAX { "all, unlimited".into() } else { format!("all, {rate}/s") };
             self.row(&name, "", rate)?;
         }
+        self.list("before")?;
+        fs::write(self.policies().join("list.toml"), LISTED)?;
+        self.row(&format!("same, {EDITED_RATE}/s, edit"), "", EDITED_RATE)?;
+        println!("\nedit: of a list of {NAMES} names, which the daemon reads and puts in force meanwhile");
         Ok(())
+    }
+
+    fn policies(&self) -> PathBuf {
+        self.directory.join("policies.d")
+    }
+
+    /// Put in its place as editors do.
+    fn list(&self, word: &str) -> Result<()> {
+        let names: String = (0..NAMES).map(|n| format!("{word}{n}.site{n}.example\n")).collect();
+        let aside = self.directory.join("list.new");
+        fs::write(&aside, names)?;
+        Ok(fs::rename(aside, self.policies().join("list.txt"))?)
     }
 
     fn row(&self, name: &str, settings: &str, rate: u64) -> Result<()> {
@@ -164,12 +186,13 @@ impl Bench {
         let all = settings.is_empty() || settings.starts_with("aggregate");
         for row in rows.iter().filter(|_| all) {
             ensure!(
-                row.seen + row.ring + row.sink == row.sent,
-                "{name}: {} seen + {} lost in the ring + {} in the sink != {} sent",
+                row.seen + row.gaps == row.sent && row.gaps == row.ring + row.sink,
+                "{name}: of {} sent, {} were seen and {} told as lost: {} in the ring, {} in the sink",
+                row.sent,
                 row.seen,
+                row.gaps,
                 row.ring,
-                row.sink,
-                row.sent
+                row.sink
             );
         }
         if settings.starts_with("aggregate") {
@@ -184,7 +207,8 @@ impl Bench {
         let _ = fs::remove_file(&events);
         let mut daemon = self.start(settings, &events)?;
         let before = cpu(&daemon.0)?;
-        let Load { sent, seconds, each } = load(rate)?;
+        let Load { sent, seconds, each } =
+            if self.policies().join("list.txt").exists() { self.load_and_edit(rate)? } else { load(rate)? };
         let status = self.caught_up()?;
         let cpu = (cpu(&daemon.0)? - before) / seconds;
         let rss = peak(&daemon.0)?;
@@ -195,6 +219,7 @@ impl Bench {
         let ended = wait::until("the daemon to end", Duration::from_secs(30), || Ok(daemon.0.try_wait()?))?;
         ensure!(ended.success(), "{}", self.log());
         let mut row = Row { rate: sent as f64 / seconds, each, sent, cpu, rss, ..Row::default() };
+        row.ring = status.counters.lost_events;
         row.sink = status.sinks.iter().map(|sink| sink.lost).sum();
         // Without events there is no file.
         for line in fs::read_to_string(&events).unwrap_or_default().lines() {
@@ -204,10 +229,24 @@ impl Bench {
                 row.events += 1;
             }
             if let Event::Gap(gap) = event {
-                row.ring += gap.lost_events;
+                row.gaps += gap.lost_events;
             }
         }
         Ok(row)
+    }
+
+    fn load_and_edit(&self, rate: u64) -> Result<Load> {
+        let loads = || anyhow::Ok(self.status()?.policy.loads);
+        let before = loads()?;
+        let (load, edited) = std::thread::scope(|scope| {
+            let load = scope.spawn(|| load(rate));
+            let edited = self.list(&format!("after{before}-"));
+            (load.join(), edited)
+        });
+        edited?;
+        let Ok(load) = load else { bail!("the client's thread panicked") };
+        ensure!(loads()? > before, "the edit was not in force before the load ended");
+        load
     }
 
     fn start(&self, settings: &str, events: &Path) -> Result<Daemon> {
@@ -327,6 +366,7 @@ fn median(rows: Vec<Row>) -> Row {
         each: of(&rows, |row| row.each),
         sent: of(&rows, |row| row.sent),
         seen: of(&rows, |row| row.seen),
+        gaps: of(&rows, |row| row.gaps),
         ring: of(&rows, |row| row.ring),
         sink: of(&rows, |row| row.sink),
         events: of(&rows, |row| row.events),

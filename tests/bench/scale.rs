@@ -122,8 +122,17 @@ fn daemon(names: &[String]) -> Result<()> {
 /// The kernel's memory, which counts as the daemon's as well.
 const RING_MAPPED: f64 = 2.0 * enforcer_common::limits::RING_BYTES as f64 / 1e6;
 
-/// Peak and current resident memory, in MB.
+/// Peak and current resident memory, in MB, as soon as it changes no more: the copy for a start with errors in the files
+/// is written beside the daemon's work.
 fn memory(pid: u32) -> Result<(f64, f64)> {
+    let mut last = None;
+    wait::until_every(Duration::from_millis(500), "the daemon to come to rest", PATIENCE, || {
+        let read = Some(resident(pid)?);
+        Ok(if std::mem::replace(&mut last, read) == read { read } else { None })
+    })
+}
+
+fn resident(pid: u32) -> Result<(f64, f64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let field = |name: &str| -> Result<f64> {
         let line = text.lines().find_map(|line| line.strip_prefix(name)).context(name.to_owned())?;
