@@ -116,7 +116,12 @@ impl Seats {
     /// Whether some are in both.
     #[inline(always)]
     pub const fn meets(&self, other: &Self) -> bool {
-        self.first_in(other).is_some()
+        let (mut both, mut word) = (0, 0);
+        while word < WORDS {
+            both |= self.0[word] & other.0[word];
+            word += 1;
+        }
+        both != 0
     }
 
     /// A number for those that are not in the other; 0: there are none. Without a branch for each, which the verifier
@@ -166,6 +171,8 @@ pub mod rows {
     pub const ANY_EXECUTABLE: u32 = 9;
     /// Four numbers: how many buckets there are, the first one's row, and the key by which names are hashed.
     pub const HEADER: u32 = 10;
+    /// Seats whose rules refuse no address that a name leads to which no rule refuses.
+    pub const SHARED: u32 = 11;
     /// Ids of the rules, two a word.
     pub const IDS: u32 = 16;
     /// What the rules say, hashed, a word each. For user space.
@@ -267,6 +274,20 @@ pub fn decide<R: Rows>(named: &Seats, rows: &R) -> Decision {
         first(named, rows, rows::DENY),
         first(named, rows, rows::AUDIT),
     )
+}
+
+/// Takes those rules out of the ones that cover a connect that refuse no shared address. `is_shared`: whether the destination
+/// is one; asked for if it matters. The first of them, if some were taken out.
+#[inline(always)]
+pub fn spare<R: Rows>(named: &mut Seats, rows: &R, is_shared: impl FnOnce() -> bool) -> RuleId {
+    match rows.row(rows::SHARED) {
+        Some(shared) if named.meets(shared) && is_shared() => {
+            let rule = first(named, rows, rows::SHARED);
+            named.drop(shared);
+            rule
+        }
+        _ => NO_RULE,
+    }
 }
 
 /// Whether one of these rules is an exception, which may let a connect through that another rule refuses.

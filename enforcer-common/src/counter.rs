@@ -48,10 +48,12 @@ pub enum Counter {
     AnswersOverName = 19,
     /// The same of their rule's quota.
     AnswersOverRule = 20,
+    /// Connects that a rule would have refused, or audited, if their destination were not shared.
+    SharedPassed = 21,
 }
 
 /// The counters of what became of the answers follow the others.
-pub const OUTCOMES_AT: u32 = 21;
+pub const OUTCOMES_AT: u32 = 22;
 /// And after them those of why answers were not believed.
 pub const DOUBTS_AT: u32 = OUTCOMES_AT + OUTCOMES;
 /// And after them how often each layer refused a canary, which is counted nowhere else.

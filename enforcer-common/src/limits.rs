@@ -16,6 +16,13 @@ pub const RULE_ADDRESSES: u32 = 65_536;
 /// begins anew.
 pub const ACCOUNTS: u32 = 16_384;
 
+/// Addresses that names lead to which no rule refuses. Full: the one that was not heard of for longest makes room, and
+/// `shared = "allow"` does not let it pass until the next answer.
+pub const SHARED: u32 = 16_384;
+
+/// Seconds for which an answer makes an address shared at least: whoever asked wants to connect.
+pub const SHARED_SECONDS: u32 = 10;
+
 /// The host's own addresses and its resolvers'. Full: the rest is not protected, logged.
 pub const HOST_ADDRESSES: u32 = 4096;
 

@@ -117,6 +117,17 @@ impl Match {
     pub const fn is_none(&self) -> bool {
         self.allow & self.deny & self.audit == NOBODY && self.conditional.is_none()
     }
+
+    /// Nothing is refused or audited on account of it. `exceptions`: the conditional rules that allow.
+    #[inline(always)]
+    pub const fn is_innocent(&self, exceptions: Option<&Seats>) -> bool {
+        const NONE: Seats = Seats::NONE;
+        let exceptions = match exceptions {
+            Some(exceptions) => exceptions,
+            None => &NONE,
+        };
+        self.deny & self.audit == NOBODY && self.conditional.within(exceptions)
+    }
 }
 
 /// What exact and suffix patterns say about one domain. A glob's match stands in `itself`.
@@ -245,11 +256,14 @@ pub struct Header {
     /// Bit n: a domain of n labels stands in the table (bit 63: of 63 or more). Suffixes of other lengths need not
     /// be looked up: most names have one that nobody denies, the top-level domain.
     pub lengths: u64,
+    /// 1: some rule refuses no shared address, so it must be known which addresses are shared.
+    pub shared: u32,
+    pub reserved: u32,
     pub starts: [u32; AUTOMATA],
     pub classes: [u8; 256],
 }
 
-const _: () = assert!(size_of::<Header>() == 16 + 8 + 8 + 8 + 4 * AUTOMATA + 256);
+const _: () = assert!(size_of::<Header>() == 16 + 8 + 8 + 8 + 8 + 4 * AUTOMATA + 256);
 
 impl Header {
     /// Matches nothing.
@@ -260,6 +274,8 @@ impl Header {
         buckets: 1,
         filter: 0,
         lengths: 0,
+        shared: 0,
+        reserved: 0,
         starts: [0; AUTOMATA],
         classes: [0; 256],
     };

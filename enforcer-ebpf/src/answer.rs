@@ -12,7 +12,7 @@ use enforcer_common::{
     condition::{Rows, rows::ALLOW},
     counter::Counter,
     kernel::Control,
-    name::{Match, NOBODY},
+    name::{Match, NOBODY, Tables as _},
     quota::Over,
     repeat::Step,
     verdict::{BootNanos, Conditional},
@@ -28,7 +28,7 @@ use crate::{
         ADDRESSES as KNOWN, ANSWERED, Answered, HOST, NEVER_DENY, WORK, count, count_doubt, count_outcome,
     },
     packet::{self, NotDns, Packet, TCP, UDP, Work},
-    quota,
+    quota, shared,
     tables::{Generation, control, repeat},
 };
 
@@ -72,6 +72,7 @@ fn handle(packet: &mut Packet<'_>) -> bool {
 fn judge(packet: &mut Packet<'_>) -> bool {
     packet.work.digest = 0;
     packet.work.scratch.forget();
+    packet.work.shared = 0;
     // Without payload, a stream begins or ends.
     let loaded = if packet.work.len == 0 { Err(Outcome::Decided) } else { load(packet) };
     let control = control();
@@ -111,6 +112,11 @@ fn judge(packet: &mut Packet<'_>) -> bool {
     }
     if packet.work.len != 0 {
         count_outcome(outcome);
+        if packet.work.shared != 0 && outcome == Outcome::Decided as u8 {
+            // Nothing of the work may wait in a register.
+            black_box(&mut *packet.work);
+            shared::note();
+        }
         enter(packet.work, control);
     }
     let dropped = packet.work.record.dropped != 0;
@@ -164,6 +170,7 @@ fn load(packet: &mut Packet<'_>) -> Result<(), Outcome> {
 
 #[inline(always)]
 fn read(work: &mut Work, tables: &Generation) -> Outcome {
+    work.shared = tables.header().shared.into();
     let outcome = answer::read(&mut work.scratch, tables);
     let rules = Conditions::new();
     let exceptions = rules.as_ref().and_then(|rules| rules.row(ALLOW));

@@ -2,8 +2,8 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use enforcer_common::{
-    Decision, Entry, Seats, Verdict,
-    condition::{Rows, decide as decide_by, may_allow as allows, narrow},
+    Decision, Entry, RuleId, Seats, Verdict,
+    condition::{Rows, decide as decide_by, may_allow as allows, narrow, spare},
     counter::Counter,
     verdict::NO_RULE,
 };
@@ -11,6 +11,7 @@ use enforcer_common::{
 use crate::{
     maps::{ADDRESSES, ANSWERED, CONDITIONS, ConditionRows, NETWORKS, count},
     scope::{self, Scratch},
+    shared,
 };
 
 /// One generation. The kernel keeps its map alive while this program runs.
@@ -31,17 +32,22 @@ impl Rows for Conditions {
     }
 }
 
-/// What the conditional rules that name this destination decide about a connect of the current process.
+/// In place of a verdict: no rule decides, because the destination is shared. The rule is one that would.
+const SPARED: u64 = 3;
+
+/// What the conditional rules that name this destination decide about a connect of the current process; and if none does
+/// because the destination is shared, one that would (else `NO_RULE`).
 #[inline(always)]
-pub fn decide(key: &[u8; 16], now: u64, port: u16, protocol: u16) -> Decision {
+pub fn decide(key: &[u8; 16], now: u64, port: u16, protocol: u16) -> (Decision, RuleId) {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *key;
     let high = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
     let low = u64::from_ne_bytes([i, j, k, l, m, n, o, p]);
     let packed = decide_packed(high, low, now, u64::from(port) << 16 | u64::from(protocol));
     let rule = packed as u32;
     match Verdict::from_wire((packed >> 32) as u8) {
-        Some(verdict) if rule != NO_RULE => Decision { verdict, rule },
-        _ => Decision::DEFAULT,
+        Some(verdict) if rule != NO_RULE => (Decision { verdict, rule }, NO_RULE),
+        Some(_) => (Decision::DEFAULT, NO_RULE),
+        None => (Decision::DEFAULT, rule),
     }
 }
 
@@ -107,8 +113,13 @@ pub extern "C" fn decide_packed(high: u64, low: u64, now: u64, port_and_protocol
         if !scratch.named.is_none() {
             scope::keep(scratch, &rules);
         }
+        let spared = spare(&mut scratch.named, &rules, || shared::holds(&key, now));
         let Decision { verdict, rule } = decide_by(&scratch.named, &rules);
-        packed = (verdict as u64) << 32 | u64::from(rule);
+        packed = if rule == NO_RULE && spared != NO_RULE {
+            SPARED << 32 | u64::from(spared)
+        } else {
+            (verdict as u64) << 32 | u64::from(rule)
+        };
     }
     scratch.release();
     packed

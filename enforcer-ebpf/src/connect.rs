@@ -6,7 +6,7 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_boot_ns, generated::bpf_get_socket_cookie},
 };
 use enforcer_common::{
-    Addr, Decision, Entry, Said, Verdict,
+    Addr, Decision, Entry, RuleId, Said, Verdict,
     counter::Counter,
     event::{AF_INET, AF_INET6, Layer},
     verdict::{BootNanos, CANARY_RULE, NO_RULE},
@@ -190,7 +190,7 @@ pub fn words(a: u32, b: u32, c: u32, d: u32) -> [u8; 16] {
 /// Looks up, decides, counts, reports. `connects`: else it is an address that the kernel may ignore.
 #[inline(always)]
 fn judge(to: &Destination, layer: Layer, connects: bool, caller: &impl Caller) -> Verdict {
-    let Decision { mut verdict, rule } = look_up(to, caller);
+    let (Decision { mut verdict, mut rule }, spared) = look_up(to, caller);
     if rule == CANARY_RULE {
         if matches!(verdict, Verdict::Deny) {
             count_caught(layer);
@@ -208,6 +208,11 @@ fn judge(to: &Destination, layer: Layer, connects: bool, caller: &impl Caller) -
         return verdict;
     }
     count(Counter::Connects);
+    if spared != NO_RULE && rule == NO_RULE && matches!(verdict, Verdict::Allow) {
+        // Let through, by the rule that would have refused it.
+        count(Counter::SharedPassed);
+        rule = spared;
+    }
     match verdict {
         Verdict::Allow => {}
         Verdict::Deny => count(Counter::Denied),
@@ -224,15 +229,16 @@ fn judge(to: &Destination, layer: Layer, connects: bool, caller: &impl Caller) -
 }
 
 #[inline(always)]
-fn look_up(to: &Destination, caller: &impl Caller) -> Decision {
+fn look_up(to: &Destination, caller: &impl Caller) -> (Decision, RuleId) {
     let key = Addr::from_v6(to.octets).octets();
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_boot_ns() };
     let (said, conditional) = said(&key, now);
     if now >= conditional {
-        return said.decide();
+        return (said.decide(), NO_RULE);
     }
-    said.decide().stronger(conditions::decide(&key, now, to.port, caller.protocol()))
+    let (decision, spared) = conditions::decide(&key, now, to.port, caller.protocol());
+    (said.decide().stronger(decision), spared)
 }
 
 /// What is decided about a destination whoever connects, by rules without conditions. Nothing, where one with conditions may

@@ -35,6 +35,7 @@ mod quota;
 mod repeats;
 mod report;
 mod scope;
+mod shared;
 mod tables;
 mod wake;
 

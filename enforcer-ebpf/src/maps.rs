@@ -14,6 +14,7 @@ use enforcer_common::{
     kernel::Control,
     limits,
     name::{BLOCK, Bucket, Domain, Header},
+    verdict::BootNanos,
 };
 
 use crate::{atomic, default::Peer, draft::Draft, packet::Work, scope::Scratch};
@@ -94,6 +95,12 @@ pub static TRUSTED: LpmTrie<[u8; 16], u32, { limits::TRUSTED as usize }> = LpmTr
 #[btf_map]
 pub static CONDITIONS: ArrayOfMaps<ConditionRows, 2> = ArrayOfMaps::new();
 pub type ConditionRows = Array<Seats, 1, FILLED>;
+
+/// Canonical address → until when it is known to be shared: a name led there that no rule refuses. Written by `dns_ingress`
+/// while some rule has `shared = "allow"`, read by every program that decides. The daemon removes what new rules refuse. Full:
+/// the one that was not used for longest makes room, and is refused.
+#[btf_map]
+pub static SHARED: LruHashMap<[u8; 16], BootNanos, { limits::SHARED as usize }> = LruHashMap::new();
 
 /// Flows (socket and destination, hashed) that were refused on their way out. Written and read by `dns_egress`. Full: the one
 /// that was not used for longest makes room.

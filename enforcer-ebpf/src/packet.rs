@@ -51,6 +51,8 @@ pub struct Work {
     pub sock: u64,
     /// Of the whole message; see `heard`.
     pub digest: u64,
+    /// Not 0: the addresses of names that no rule refuses are to be known.
+    pub shared: u64,
     /// What the copy for user space begins with.
     pub record: AnswerRecord,
     pub scratch: Scratch,

@@ -193,6 +193,9 @@ pub struct Counters {
     /// Connections that were open when their address became denied, and were ended.
     #[serde(default)]
     pub connections_killed: u64,
+    /// Connects that a rule with `shared = "allow"` would have refused, or audited, if nobody else used the address.
+    #[serde(default)]
+    pub shared_passed: u64,
     /// Reported connects to elsewhere: not to the host itself, its resolvers and what else is never denied.
     #[serde(default)]
     pub elsewhere: u64,
@@ -249,6 +252,9 @@ pub struct DnsStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MapStatus {
+    /// Addresses that rules with `shared = "allow"` name, and that are let through now.
+    #[serde(default)]
+    pub shared: usize,
     pub addresses: usize,
     pub capacity: usize,
     /// Addresses that could not be installed (map full or a failed call): these are NOT denied.

@@ -44,7 +44,7 @@ fn everything_that_a_rule_can_say_is_valid() {
                 hosts = ['.a.example', '*.b', 'x{a,b}[0-9]?*.example', 'b\u{fc}cher.example', '_sip._tcp.x']\n\
                 networks = ['203.0.113.0/24', '2001:db8::/32', '::1', '192.0.2.1']\n\
                 lists = [{ path = 'l', format = 'domains' }, { path = 'l', format = 'hosts' }, { path = 'l', format = 'rpz' },\n\
-                { path = '/l', format = 'adblock' }, { path = 'l.gz', format = 'networks' }]\n[[rule]]\nname = 's'\naction = 'allow'\nhosts = ['x']\n";
+                { path = '/l', format = 'adblock' }, { path = 'l.gz', format = 'networks' }]\n[[rule]]\nname = 's'\naction = 'deny'\nhosts = ['x']\nshared = 'allow'\n";
     let source = enforcer::engine::policy::Source { path: "p.toml".into(), bytes: text.into() };
     assert!(enforcer::engine::policy::parse(&[source]).is_ok());
     let value = as_json(text).unwrap();
@@ -59,13 +59,13 @@ const SEEN: [&str; 15] = [
     "bad-actions",
     "hosts-in-networks",
     "key-outside-rule",
-    "later-keys",
     "lists",
     "long-pattern",
     "missing-name",
     "no-destination",
     "rule-not-table",
     "rule-single-brackets",
+    "shared",
     "unknown-file-key",
     "unknown-key",
     "urls",

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that does not get what it needs has failed")]
 
 mod message;
+mod shared;
 mod subject;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -113,6 +114,7 @@ fn main() {
     rules_change(&mut subject, &rules);
     belief(&mut subject);
     quotas(&rules);
+    shared::shared(&mut subject, &rules);
     fuzz(&mut subject, &rules, number(0).unwrap_or(5), number(1).unwrap_or(1));
     costs(&mut subject);
     println!("1 passed, 0 failed, 0 skipped");

@@ -10,6 +10,7 @@ mod records;
 use crate::addr::Addr;
 use crate::belief::{self, WORDS};
 use crate::condition::Seats;
+use crate::limits::SHARED_SECONDS;
 use crate::name::{Match, Matching, NOBODY, Name, SuffixHash, Tables, match_name, rule};
 use crate::quota::Account;
 use crate::verdict::{BootNanos, Claim, Entry};
@@ -176,6 +177,16 @@ impl Scratch {
         entry.audit = claim(self.claimed.audit);
         entry.conditional.until = if self.claimed.conditional.is_none() { 0 } else { until };
         entry.conditional.rules = self.claimed.conditional;
+    }
+
+    /// Until when the answer, if no rule refuses its names, makes an address shared that was found in it. By its own TTL:
+    /// what lets connects pass ends early, what refuses them late.
+    #[inline(always)]
+    pub fn shared_until(&self, found: &Found, cap: u32, now: BootNanos) -> BootNanos {
+        let ttl = self.ttl(found);
+        let seconds = if ttl < SHARED_SECONDS { SHARED_SECONDS } else { ttl };
+        let seconds = if seconds > cap { cap } else { seconds };
+        now.saturating_add(seconds as u64 * 1_000_000_000)
     }
 
     /// Of the message before.

@@ -189,6 +189,10 @@ fn addresses(out: &mut String, explanation: &Explanation, address: &Address) {
             humantime::format_duration(Duration::from_secs(leads.seen_seconds_ago))
         );
     }
+    if let Some(seconds) = address.shared_for_seconds {
+        let left = humantime::format_duration(Duration::from_secs(seconds));
+        let _ = writeln!(out, "      shared: rules for unshared addresses let it pass for {left} more");
+    }
     if !address.also_serves.is_empty() {
         let names: Vec<_> = address.also_serves.iter().map(|name| text::word(name)).collect();
         let _ = writeln!(

@@ -56,6 +56,13 @@ impl Display for Screen<'_> {
                 (counters.connections_killed, "connections killed"),
             ])
         )?;
+        if counters.shared_passed > 0 {
+            let passed = counters.shared_passed;
+            writeln!(
+                f,
+                "          {WARN}{passed} let through{WARN:#}: other names use the address, and shared = \"allow\""
+            )?;
+        }
         if counters.elsewhere > 0 {
             let (all, blind) = (counters.elsewhere, counters.without_name);
             let share = blind.saturating_mul(100) / all;
@@ -178,6 +185,9 @@ fn map_line(f: &mut fmt::Formatter<'_>, map: &MapStatus) -> fmt::Result {
     }
     if map.adopted > 0 {
         write!(f, ", {} taken over from the daemon before", map.adopted)?;
+    }
+    if map.shared > 0 {
+        write!(f, ", {WARN}{} shared and let through{WARN:#}", map.shared)?;
     }
     writeln!(f)
 }

@@ -7,7 +7,7 @@ use enforcer_common::answer::Outcome;
 use enforcer_common::belief::Doubt;
 use enforcer_common::counter::Counter;
 use enforcer_common::event::Layer;
-use enforcer_common::verdict::Conditional;
+use enforcer_common::verdict::{BootNanos, Conditional};
 use enforcer_common::{Addr, Entry, Seats};
 use ipnetwork::IpNetwork;
 use tracing::{error, warn};
@@ -18,7 +18,7 @@ use crate::engine::plan::Step;
 use crate::engine::record::LayerName;
 use crate::engine::state::{NeverDeny, State};
 use crate::engine::tables::Tables;
-use crate::sys::bpf::{BpfError, Kernel};
+use crate::sys::bpf::{Answers, BpfError, Kernel};
 use crate::sys::log::RateLimit;
 use crate::sys::{canary, clock};
 
@@ -99,6 +99,31 @@ impl Installer {
         installed
             .map_err(|error| error!(%error, "the kernel keeps matching answers with the rules before these"))
             .is_ok()
+    }
+
+    /// After other rules came: what no innocent name leads to any more is not shared.
+    pub(super) fn review_shared(&mut self, is_shared: impl Fn(Addr) -> bool) {
+        let forget = |answers: &mut Answers| -> Result<(), BpfError> {
+            let all = answers.shared()?;
+            all.into_iter()
+                .filter(|(addr, _)| !is_shared(*addr))
+                .try_for_each(|(addr, _)| answers.forget_shared(addr))
+        };
+        if let Err(error) = forget(&mut self.kernel.answers) {
+            complain("an address may be let through as shared until that runs out", &error);
+        }
+    }
+
+    /// Addresses that are shared now. None, where no rule asks.
+    pub(super) fn shared(&self, now: BootNanos) -> HashMap<Addr, BootNanos> {
+        if self.conditions().unshared().is_none() {
+            return HashMap::new();
+        }
+        let all = self.kernel.answers.shared().unwrap_or_else(|error| {
+            complain("which addresses are shared cannot be read", &error);
+            Vec::new()
+        });
+        all.into_iter().filter(|(_, until)| now < *until).collect()
     }
 
     /// As `install`, with the same tables.

@@ -575,6 +575,8 @@ impl Daemon {
         let networks = compiled.networks().clone();
         let steps = self.state.set_policy(compiled, clock::boot_ns());
         self.installer.apply(steps, &mut self.state);
+        let now = clock::boot_ns();
+        self.installer.review_shared(|addr| self.state.is_shared(addr, now));
         self.installer.remove_networks(&networks);
         self.look_at_connections();
         // While the packet path still has the old tables it gives out the old seats.

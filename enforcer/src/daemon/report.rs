@@ -7,7 +7,7 @@ use enforcer_common::belief::Doubt;
 use enforcer_common::counter::Counter;
 use enforcer_common::limits::ADDRESSES;
 use enforcer_common::verdict::FOREVER;
-use enforcer_common::{Entry, RuleId, Verdict};
+use enforcer_common::{Addr, Entry, RuleId, Verdict};
 
 use super::Daemon;
 use super::start::Enforcement;
@@ -100,6 +100,12 @@ fn status(daemon: &Daemon) -> Status {
         counters: counters(daemon),
         dns: dns(daemon),
         map: MapStatus {
+            shared: daemon
+                .installer
+                .shared(now)
+                .keys()
+                .filter(|addr| daemon.state.is_spared(**addr, now))
+                .count(),
             addresses: daemon.state.planner().installed().len(),
             capacity: ADDRESSES as usize,
             failed_inserts: daemon.installer.failed_inserts,
@@ -148,6 +154,7 @@ fn counters(daemon: &Daemon) -> Counters {
         incomplete_events: count(Counter::FaultSocket) + count(Counter::FaultTask),
         uncopied_packets: count(Counter::FaultPacket),
         events: daemon.events,
+        shared_passed: count(Counter::SharedPassed),
         packets_refused: count(Counter::PacketsRefused),
         connections_killed: daemon.killer.as_ref().map_or(0, |killer| killer.killed),
         elsewhere: daemon.blindness.connects,
@@ -332,8 +339,15 @@ fn explain(daemon: &Daemon, what: &str) -> Reply {
         Ok(asked) => asked,
         Err(error) => return Reply::Error(error),
     };
-    match daemon.state.explain(&asked, clock::boot_ns()) {
+    let now = clock::boot_ns();
+    match daemon.state.explain(&asked, now) {
         Some(mut explanation) => {
+            let shared = daemon.installer.shared(now);
+            for one in &mut explanation.addresses {
+                let addr = Addr::from(one.address);
+                let until = shared.get(&addr).filter(|_| daemon.state.is_spared(addr, now));
+                one.shared_for_seconds = until.map(|until| until.saturating_sub(now) / SECOND);
+            }
             if daemon.config.default == DefaultVerdict::Deny {
                 explanation.deny_by_default();
             }

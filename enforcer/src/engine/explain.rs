@@ -106,6 +106,9 @@ pub struct Address {
     /// If it is refused: of these, a few that no rule refuses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also_serves: Vec<String>,
+    /// For so long rules that let shared addresses pass do not refuse it. Absent: they do, or there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_for_seconds: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -293,6 +296,7 @@ impl Known<'_> {
             never_denied,
             names,
             also_serves,
+            shared_for_seconds: None,
         }
     }
 

@@ -32,6 +32,7 @@ impl State {
             no_dns: names.is_empty(),
             names,
             also_serves: self.also_serves(addr, now),
+            shared: false,
             src_ip: Some(ends.local.ip()),
             src_port: ends.local.port(),
             family: if ends.peer.is_ipv4() { "inet" } else { "inet6" }.into(),

@@ -113,10 +113,14 @@ pub struct Connect {
     /// No DNS answer that was seen led to the address.
     #[serde(default)]
     pub no_dns: bool,
-    /// Of what was refused, or audited: names that lead to the same address and that no rule refuses, a few of them. Who
-    /// wants one of these is refused, too. Absent: none is known.
+    /// Of what was refused, or audited, or is `shared`: names that lead to the same address and that no rule refuses, a few of them. Who
+    /// wants one of these gets the same. Absent: none is known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also_serves: Vec<String>,
+    /// It was let through because a name that no rule refuses leads to the address as well: `rule` would have refused it, if it
+    /// did not have `shared = "allow"`. Absent: no.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub shared: bool,
     /// What the application bound the socket to before the call. What the kernel chooses in the call is known when it
     /// returns: with `outcome`, for connects that are not refused and pass the LSM hook. `null`: none, or not known (layer
     /// `egress`, and fast opens and datagrams of sockets that were bound to no address).
@@ -155,6 +159,10 @@ pub struct Connect {
     /// `time` is that of the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn one() -> u64 {
@@ -444,6 +452,7 @@ mod tests {
             names: Vec::new(),
             no_dns: false,
             also_serves: Vec::new(),
+            shared: false,
             src_ip: None,
             src_port: 0,
             family: family_name(2),

@@ -1,13 +1,13 @@
 //! What else a refused address serves: names lead there that no rule refuses (a content delivery network, shared hosting).
-//! Whoever wants one of these is refused, too, and whoever wrote the rule should know.
+//! Whoever wants one of these is refused, too, and whoever wrote the rule should know; with `shared = "allow"` it is let through
+//! (`condition::spare`).
 
 use enforcer_common::Addr;
-use enforcer_common::verdict::{BootNanos, FOREVER};
+use enforcer_common::verdict::BootNanos;
 
 use super::compile::Compiled;
 use super::dns::table::Table;
 use super::name::Name;
-use super::plan::Matcher;
 use super::state::{State, speaking};
 
 /// Names that are told of one address.
@@ -27,12 +27,26 @@ impl State {
         }
         names(compiled, self.table(), addr, now)
     }
+
+    /// Whether a name that no rule refuses leads there.
+    pub fn is_shared(&self, addr: Addr, now: BootNanos) -> bool {
+        self.compiled().is_some_and(|compiled| !names(compiled, self.table(), addr, now).is_empty())
+    }
+
+    /// Whether some rule names it that refuses no shared address.
+    pub fn is_spared(&self, addr: Addr, now: BootNanos) -> bool {
+        let (Some(compiled), Some(entry)) = (self.compiled(), self.planner().installed().get(&addr)) else {
+            return false;
+        };
+        let unshared = compiled.conditions().transition.unshared();
+        entry.conditional.holds(now) && entry.conditional.rules.meets(&unshared)
+    }
 }
 
 /// Names that no rule refuses and that lead to this address.
 pub(super) fn names(compiled: &Compiled, table: &Table, addr: Addr, now: BootNanos) -> Vec<String> {
     let alive = table.bindings(addr).filter(|binding| now < binding.until).take(LOOKED_AT);
-    let innocent = alive.filter(|binding| is_innocent(compiled, &binding.chain));
+    let innocent = alive.filter(|binding| compiled.is_innocent(&binding.chain));
     let mut names: Vec<String> = Vec::new();
     for name in innocent.filter_map(|binding| binding.chain.first()).map(Name::to_string) {
         if names.len() < MOST && !names.contains(&name) {
@@ -42,11 +56,6 @@ pub(super) fn names(compiled: &Compiled, table: &Table, addr: Addr, now: BootNan
     names
 }
 
-/// No rule refuses or audits what a name leads to by these.
-fn is_innocent(compiled: &Compiled, chain: &[Name]) -> bool {
-    speaking(&compiled.entry(chain, FOREVER), &compiled.conditions().transition, 0).is_empty()
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -54,9 +63,11 @@ mod tests {
     use enforcer_common::quota::Quotas;
 
     use super::*;
+    use crate::engine::compile::Beside;
     use crate::engine::dns::table::TableConfig;
     use crate::engine::policy::{self, Lists};
     use crate::engine::state::{NeverDeny, Remembered};
+    use crate::engine::tables::Budget;
 
     const SECOND: BootNanos = 1_000_000_000;
 
@@ -103,6 +114,16 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_that_spares_shared_addresses_refuses_them_no_less_to_user_space() {
+        let known: [(&[&str], u8, u64); 2] = [(&["bad.example"], 1, 100), (&["good.example"], 1, 50)];
+        let state = state(&format!("{DENY}shared = 'allow'\n"), &known);
+        assert_eq!(state.also_serves(addr(1), 0), ["good.example"]);
+        assert!(state.is_spared(addr(1), 0) && state.is_shared(addr(1), 0));
+        assert!(state.is_spared(addr(1), 60 * SECOND) && !state.is_shared(addr(1), 60 * SECOND));
+        assert!(!state.is_spared(addr(2), 0) && !state.is_spared(addr(1), 100 * SECOND));
+    }
+
+    #[test]
     fn what_a_rule_with_conditions_or_an_audit_names_is_not_innocent() {
         let more = "[[rule]]\nname = 'c'\naction = 'deny'\nhosts = ['c.example']\nports = [25]\n\
                     [[rule]]\nname = 'a'\naction = 'audit'\nhosts = ['a.example']\n";
@@ -114,6 +135,28 @@ mod tests {
         ];
         let state = state(&format!("{DENY}{more}"), &known);
         assert_eq!(state.also_serves(addr(1), 0), ["good.example"]);
+    }
+
+    #[test]
+    fn the_kernel_side_is_to_know_only_where_it_can() {
+        let tables = |text: &str, budget| {
+            let source = policy::Source { path: "p.toml".into(), bytes: text.into() };
+            let set = policy::parse(&[source]).unwrap().set;
+            let beside = Beside::default();
+            Compiled::with_budget(&set, &Lists::default(), [1, 2], &beside, budget).unwrap()
+        };
+        let asks = |compiled: &Compiled| compiled.tables().header.shared == 1;
+        let allow = format!("{DENY}shared = 'allow'\n");
+        let glob = format!("{allow}[[rule]]\nname = 'g'\naction = 'deny'\nhosts = ['*x*']\n");
+        assert!(!asks(&tables(DENY, Budget::default())));
+        assert!(!asks(&tables(&format!("{DENY}shared = 'deny'\n"), Budget::default())));
+        assert!(asks(&tables(&allow, Budget::default())) && asks(&tables(&glob, Budget::default())));
+        let late = tables(&glob, Budget::NOTHING);
+        let told = late.warnings().iter().any(|warning| warning.message.contains("lets nothing pass"));
+        assert!(!asks(&late) && told, "{:?}", late.warnings());
+        // It has a seat, and no claim of its own.
+        let claims = tables(&allow, Budget::default()).claims(&Name::from_text("bad.example").unwrap());
+        assert!(claims.deny == 0 && !claims.conditional.is_none());
     }
 
     #[test]

@@ -347,6 +347,10 @@ impl State {
         let names: Vec<NameOrigin> =
             self.table.origins(addr, record.time).map(|origin| name_origin(&origin, record.time)).collect();
         let verdict = verdict_name(record.verdict);
+        // The kernel side lets pass by the rule that would have refused.
+        let by = self.compiled.as_ref().and_then(|compiled| compiled.rule(record.rule));
+        let shared = verdict == VerdictName::Allow && by.is_some_and(|rule| rule.action != Action::Allow);
+        let told = shared || verdict != VerdictName::Allow;
         let connect = Connect {
             time,
             sequence: record.sequence,
@@ -355,11 +359,8 @@ impl State {
             results: names.iter().map(|origin| origin.name.clone()).collect(),
             no_dns: names.is_empty(),
             names,
-            also_serves: if verdict == VerdictName::Allow {
-                Vec::new()
-            } else {
-                self.also_serves(addr, record.time)
-            },
+            also_serves: if told { self.also_serves(addr, record.time) } else { Vec::new() },
+            shared,
             src_ip: Some(display_ip(record.src)).filter(|ip| !ip.is_unspecified()),
             src_port: record.src_port,
             family: family_name(record.family),

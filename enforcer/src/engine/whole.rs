@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 
-use enforcer_common::condition::{Kind, decide, keep_spoken, key, narrow, rows, spoken_of};
+use enforcer_common::condition::{Kind, decide, keep_spoken, key, narrow, rows, spare, spoken_of};
 use enforcer_common::event::AnswerRecord;
+use enforcer_common::limits::SHARED_SECONDS;
 use enforcer_common::quota::Quotas;
 use enforcer_common::verdict::{BootNanos, NO_RULE};
 use enforcer_common::{Addr, Entry, Said, Seats, Verdict};
@@ -16,6 +17,7 @@ use proptest::test_runner::TestCaseError;
 use super::compile::{Beside, Compiled, Network};
 use super::conditions::Table;
 use super::dns::table::TableConfig;
+use super::name::Name;
 use super::plan::Step;
 use super::policy::{self, Lists, Source};
 use super::state::{NeverDeny, State};
@@ -37,6 +39,8 @@ const PATTERNS: [Pattern; 5] = [
     ("*z*", |name| name.contains('z')),
     ("?.*example", |name| name.as_bytes().get(1) == Some(&b'.') && name.ends_with("example")),
 ];
+/// From here on they are globs.
+const GLOBS: usize = 3;
 /// As they are written, and the last bytes that they cover.
 const NETWORKS: [(&str, std::ops::RangeInclusive<u8>); 3] =
     [("192.0.2.0/30", 0..=3), ("192.0.2.2/31", 2..=3), ("192.0.2.0/24", 0..=255)];
@@ -68,9 +72,15 @@ struct Rule {
     port: Option<u16>,
     protocol: Option<u16>,
     user: Option<u32>,
+    /// `shared = "allow"`. Not with networks, and not in an exception.
+    unshared: bool,
 }
 
 impl Rule {
+    fn names(&self, name: &str) -> bool {
+        self.hosts.iter().any(|host| PATTERNS[*host].1(name))
+    }
+
     fn write(&self, name: usize) -> String {
         let action = match self.action {
             Verdict::Allow => "allow",
@@ -85,6 +95,9 @@ impl Rule {
             if !values.is_empty() {
                 let _ = writeln!(text, "{key} = [{values}]");
             }
+        }
+        if self.unshared {
+            text.push_str("shared = 'allow'\n");
         }
         if let Some(port) = self.port {
             let _ = writeln!(text, "ports = [{port}]");
@@ -119,6 +132,7 @@ struct Kernel {
     networks: BTreeMap<Network, Entry>,
     table: Table,
     default_deny: bool,
+    shared: HashMap<Addr, BootNanos>,
 }
 
 impl Kernel {
@@ -146,6 +160,7 @@ impl Kernel {
         for any in [rows::ANY_GROUP, rows::ANY_CGROUP, rows::ANY_EXECUTABLE] {
             keep_spoken(&mut named, &self.table, any, None);
         }
+        spare(&mut named, &self.table, || self.shared.get(&addr).is_some_and(|until| now < *until));
         let decision = said.decide().stronger(decide(&named, &self.table));
         if decision.rule == NO_RULE && self.default_deny { Verdict::Deny } else { decision.verdict }
     }
@@ -156,36 +171,44 @@ struct Host {
     kernel: Kernel,
     rules: Vec<Rule>,
     told: Vec<Told>,
+    /// Addresses that a name led to which no rule refused, and until when its own TTL lasts.
+    shared: Vec<(u8, BootNanos)>,
+    /// All globs are too much for the kernel.
+    late: bool,
     now: BootNanos,
 }
 
 impl Host {
-    fn new(default_deny: bool) -> Self {
+    fn new(default_deny: bool, late: bool) -> Self {
         let table = TableConfig { ttl_floor: FLOOR, ttl_cap: CAP, capacity: 1000 };
         let never = NeverDeny { host: HashSet::from([addr(NEVER)]), ..NeverDeny::default() };
         let (addresses, networks) = (HashMap::new(), BTreeMap::new());
-        let kernel = Kernel { addresses, networks, table: Table::empty(), default_deny };
+        let kernel =
+            Kernel { addresses, networks, table: Table::empty(), default_deny, shared: HashMap::new() };
         Self {
             state: State::new(table, never, Quotas::NONE),
             kernel,
             rules: Vec::new(),
             told: Vec::new(),
+            shared: Vec::new(),
+            late,
             now: SECOND,
         }
     }
 
     /// What these rules say, read naively: allow beats deny beats audit beats the default.
     fn wanted(&self, rules: &[Rule], last: u8, connect: Connect) -> Verdict {
+        let shared = self.shared.iter().any(|(addr, until)| *addr == last && self.now < *until);
         let leads = |rule: &Rule, told: &Told| {
-            let named = |name: &&str| rule.hosts.iter().any(|host| PATTERNS[*host].1(name));
+            let named = |name: &&str| rule.names(name);
             told.last == last && self.now < told.until && told.chain.iter().any(named)
         };
         let names = |rule: &Rule| {
             (last != NEVER && self.told.iter().any(|told| leads(rule, told)))
                 || rule.networks.iter().any(|network| NETWORKS[*network].1.contains(&last))
         };
-        let speaks =
-            |action| rules.iter().any(|rule| rule.action == action && rule.covers(connect) && names(rule));
+        let covers = |rule: &Rule| rule.covers(connect) && !(rule.unshared && shared);
+        let speaks = |action| rules.iter().any(|rule| rule.action == action && covers(rule) && names(rule));
         let said = [Verdict::Allow, Verdict::Deny, Verdict::Audit].into_iter().find(|action| speaks(*action));
         said.unwrap_or(if self.kernel.default_deny { Verdict::Deny } else { Verdict::Allow })
     }
@@ -229,7 +252,8 @@ impl Host {
         let set = policy::parse(&[source]).unwrap().set;
         let beside = Beside { conditions: self.kernel.table.clone(), ..Beside::default() };
         let lists = Lists::default();
-        let compiled = Compiled::with_budget(&set, &lists, [1, 2], &beside, Budget::NOTHING).unwrap();
+        let budget = if self.late { Budget::NOTHING } else { Budget::default() };
+        let compiled = Compiled::with_budget(&set, &lists, [1, 2], &beside, budget).unwrap();
         let (conditions, networks) = (compiled.conditions().clone(), compiled.networks().clone());
         let steps = self.state.prepare(&compiled, self.kernel.table.active(), self.now);
         self.run(steps, &new)?;
@@ -243,6 +267,11 @@ impl Host {
         self.run(steps, &new)?;
         self.kernel.networks = networks;
         self.rules = new;
+        // What no innocent name leads to any more is not shared any more.
+        self.kernel.shared.retain(|addr, _| self.state.is_shared(*addr, self.now));
+        let innocent = |told: &&Told| self.now < told.until && is_innocent(&self.rules, &told.chain);
+        let left: HashSet<u8> = self.told.iter().filter(innocent).map(|told| told.last).collect();
+        self.shared.retain(|(last, _)| left.contains(last));
         Ok(())
     }
 
@@ -274,9 +303,26 @@ impl Host {
         for (last, ttl) in addresses {
             let until = self.now + BootNanos::from((*ttl).clamp(FLOOR, CAP)) * SECOND;
             self.told.push(Told { chain: chain.to_vec(), last: *last, until });
+            let until = self.now + BootNanos::from((*ttl).clamp(SHARED_SECONDS, CAP)) * SECOND;
+            if self.knows_innocents() && is_innocent(&self.rules, chain) {
+                self.shared.push((*last, until));
+            }
+            // As `dns_ingress` does.
+            let names: Vec<Name> = chain.iter().map(|name| Name::from_text(name).unwrap()).collect();
+            let compiled = self.state.compiled().unwrap();
+            if compiled.tables().header.shared != 0 && compiled.is_innocent(&names) {
+                let known = self.kernel.shared.entry(addr(*last)).or_default();
+                *known = until.max(*known);
+            }
         }
         let steps = self.state.answer(&record, &payload);
         steps.into_iter().for_each(|step| self.kernel.apply(step));
+    }
+
+    /// Whether the kernel side is to know which addresses are shared, and can: it knows no glob that is too much for it.
+    fn knows_innocents(&self) -> bool {
+        let has_globs = |rule: &Rule| rule.hosts.iter().any(|host| *host >= GLOBS);
+        self.rules.iter().any(|rule| rule.unshared) && !(self.late && self.rules.iter().any(has_globs))
     }
 
     fn pass(&mut self, seconds: u64) {
@@ -284,6 +330,12 @@ impl Host {
         let steps = self.state.tick(self.now);
         steps.into_iter().for_each(|step| self.kernel.apply(step));
     }
+}
+
+/// No rule refuses or audits any of these names.
+fn is_innocent(rules: &[Rule], chain: &[&str]) -> bool {
+    let refuses = |rule: &Rule| rule.action != Verdict::Allow && chain.iter().any(|name| rule.names(name));
+    !rules.iter().any(refuses)
 }
 
 /// An answer about the first name, which the others are aliases of, one after another.
@@ -327,8 +379,9 @@ fn rule() -> impl Strategy<Value = Rule> {
     let port = prop::option::of(prop::sample::select(vec![80, 443]));
     let protocol = prop::option::weighted(0.3, prop::sample::select(vec![TCP, UDP]));
     let user = prop::option::weighted(0.3, prop::sample::select(vec![0, 1000]));
-    (action, hosts, networks, port, protocol, user).prop_map(
-        |(action, hosts, networks, port, protocol, user)| Rule {
+    (action, hosts, networks, port, protocol, user, prop::bool::weighted(0.4)).prop_map(
+        |(action, hosts, networks, port, protocol, user, unshared)| Rule {
+            unshared: unshared && action != Verdict::Allow && networks.is_empty(),
             action,
             hosts: hosts.into_iter().collect(),
             networks,
@@ -352,9 +405,9 @@ fn op() -> impl Strategy<Value = Op> {
 proptest! {
     #[test]
     fn the_kernel_decides_as_the_rules_of_now_say_of_the_answers_of_now(
-        default_deny: bool, ops in prop::collection::vec(op(), 1..16),
+        default_deny: bool, late: bool, ops in prop::collection::vec(op(), 1..16),
     ) {
-        let mut host = Host::new(default_deny);
+        let mut host = Host::new(default_deny, late);
         host.reload(Vec::new())?;
         for op in ops {
             match op {

@@ -188,7 +188,10 @@ impl Compiled {
         let count = patterns.count();
         let tallies = std::mem::take(&mut patterns.lists);
         let excepts: Vec<Match> = (0..).zip(&set.rules).map(|(place, rule)| excepted(place, rule)).collect();
-        let tables = Tables::new(&said, &excepts, patterns, budget);
+        let mut tables = Tables::new(&said, &excepts, patterns, budget);
+        // What only the daemon can match, the kernel would take for a name that no rule refuses.
+        let knows_innocents = tables.late.is_empty() && set.rules.iter().any(|rule| rule.conditions.unshared);
+        tables.header.shared = knows_innocents.into();
         if tables.names > NAMES {
             return Err(too_many_names(&set.rules));
         }
@@ -273,6 +276,12 @@ impl Compiled {
         let domain = chain.iter().map(|name| self.tables.domain(name)).rfind(|domain| *domain != 0);
         let exceptions = self.conditions.transition.by_action(Action::Allow);
         quota::Account::of(&claimed, domain.unwrap_or(0), Some(&exceptions))
+    }
+
+    /// Whether no rule refuses or audits what these names lead to.
+    pub fn is_innocent(&self, chain: &[Name]) -> bool {
+        let claimed = chain.iter().fold(Match::NONE, |by, name| by.merge(self.named_by(name)));
+        claimed.is_innocent(Some(&self.conditions.transition.by_action(Action::Allow)))
     }
 
     /// What the kernel matches with.
@@ -412,7 +421,17 @@ fn warnings(lists: &[Tally], tables: &Tables, rules: &[Rule]) -> Vec<Diagnostic>
         let hint = "write it with fewer `*`, or as `.example.com`".to_owned();
         Some(Diagnostic { severity: Severity::Warning, ..Diagnostic::about_rule(&rule.origin, message, hint) })
     });
-    lists.iter().filter_map(Tally::warning).chain(late).collect()
+    let unshared = rules.iter().find(|rule| rule.conditions.unshared && !tables.late.is_empty());
+    let useless = unshared.map(|rule| {
+        let message = format!(
+            "`shared = \"allow\"` of the rule `{}` lets nothing pass: with globs that the kernel has no room for, it does not \
+             know which names no rule refuses",
+            rule.name
+        );
+        let hint = "write these globs with fewer `*`, or as `.example.com`".to_owned();
+        Diagnostic { severity: Severity::Warning, ..Diagnostic::about_rule(&rule.origin, message, hint) }
+    });
+    lists.iter().filter_map(Tally::warning).chain(late).chain(useless).collect()
 }
 
 fn too_many_names(rules: &[Rule]) -> Vec<Diagnostic> {

@@ -90,6 +90,11 @@ impl Table {
         self.row(action_row(action)).copied().unwrap_or_default()
     }
 
+    /// The seats of rules that refuse no shared address.
+    pub fn unshared(&self) -> Seats {
+        self.row(rows::SHARED).copied().unwrap_or_default()
+    }
+
     pub fn rule(&self, seat: u32) -> RuleId {
         id(self, seat)
     }
@@ -183,6 +188,9 @@ pub fn fingerprint(rule: &Rule, scope: &Resolved, lists: &Lists) -> u64 {
     for texts in [units, cgroups, executables] {
         hash.all(texts);
     }
+    if conditions.unshared {
+        hash.text("unshared");
+    }
     for list in files {
         hash.text(list.format.as_str());
         hash.bytes(lists.0.get(&list.path).map_or(&[][..], Vec::as_slice));
@@ -224,7 +232,7 @@ pub fn too_many(rules: &[Rule], why: TooMany) -> Vec<Diagnostic> {
     let (message, hint) = match why {
         TooMany::Seats => (
             format!(
-                "more than {CONDITIONAL} rules have `ports`, `protocols` or a `scope`, replaced ones included"
+                "more than {CONDITIONAL} rules have `ports`, `protocols`, a `scope` or `shared = \"allow\"`, replaced ones included"
             ),
             "join rules that have the same conditions",
         ),

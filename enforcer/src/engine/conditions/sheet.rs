@@ -32,6 +32,7 @@ pub(super) struct Sheet {
     key: [u64; 2],
     /// `rows::ACTIVE` to `rows::ANY_EXECUTABLE`.
     sets: [Seats; SETS],
+    shared: Seats,
     ids: BTreeMap<u32, RuleId>,
     fingerprints: BTreeMap<u32, u64>,
     ports: Ports,
@@ -43,6 +44,7 @@ impl Sheet {
         Self {
             key,
             sets: [Seats::NONE; SETS],
+            shared: Seats::NONE,
             ids: BTreeMap::new(),
             fingerprints: BTreeMap::new(),
             ports: Ports::default(),
@@ -68,6 +70,9 @@ impl Sheet {
         ];
         for (row, _) in ANY.into_iter().zip(any).filter(|(_, any)| *any) {
             self.sets[row as usize].add(&one);
+        }
+        if written.unshared {
+            self.shared.add(&one);
         }
         if !written.ports.is_empty() {
             self.ports = self.ports.join(&Ports::of(&written.ports, one))?;
@@ -105,6 +110,7 @@ impl Sheet {
         for (set, others) in self.sets.iter_mut().zip(&other.sets) {
             set.add(others);
         }
+        self.shared.add(&other.shared);
         self.ids.extend(&other.ids);
         self.fingerprints.extend(&other.fingerprints);
         self.ports = self.ports.join(&other.ports)?;
@@ -117,6 +123,7 @@ impl Sheet {
     pub(super) fn rows(&self) -> Result<Vec<Seats>, TooMany> {
         let mut all = vec![Seats::NONE; rows::CLASSES as usize];
         all[..SETS].copy_from_slice(&self.sets);
+        all[rows::SHARED as usize] = self.shared;
         for (seat, id) in &self.ids {
             all[(rows::IDS + seat / 16) as usize].0[*seat as usize / 2 % 8] |=
                 u64::from(*id) << (32 * (seat % 2));
@@ -185,6 +192,7 @@ impl Sheet {
         Self {
             key,
             sets: std::array::from_fn(|index| row(index as u32)),
+            shared: row(rows::SHARED),
             ids: active.iter().map(|seat| (seat, table.rule(seat))).collect(),
             fingerprints: active.iter().map(|seat| (seat, fingerprint(table, seat))).collect(),
             ports: Ports {

@@ -1,4 +1,4 @@
-use enforcer_common::condition::{Kind, decide, keep_spoken, key, narrow, spoken_of};
+use enforcer_common::condition::{Kind, decide, keep_spoken, key, narrow, spare, spoken_of};
 use enforcer_common::verdict::{Decision, NO_RULE};
 use enforcer_common::{Claim, Entry, Said, Verdict};
 use proptest::prelude::*;
@@ -57,6 +57,8 @@ struct Who {
     uid: u32,
     groups: Vec<u32>,
     executable: &'static str,
+    /// Not of the process: the destination is shared.
+    shared: bool,
 }
 
 const EXECUTABLES: [&str; 3] = ["/usr/bin/a", "/usr/bin/b", "/b/usr"];
@@ -83,11 +85,12 @@ fn decided_beside(
         keys.into_iter().filter_map(|key| spoken_of(table, key)).for_each(|seats| spoken.add(seats));
         keep_spoken(&mut named, table, any, Some(&spoken));
     }
+    spare(&mut named, table, || who.shared);
     said.decide().stronger(decide(&named, table))
 }
 
 fn on(ports: &[std::ops::RangeInclusive<u16>], protocols: &[u16]) -> Conditions {
-    Conditions { ports: ports.to_vec(), protocols: protocols.to_vec(), scope: Scope::default() }
+    Conditions { ports: ports.to_vec(), protocols: protocols.to_vec(), ..Conditions::default() }
 }
 
 #[test]
@@ -188,7 +191,7 @@ fn every_thing_finds_room() {
 /// Rules, some of them conditional, as a naive reader of the policy takes them.
 fn naive(rules: &[(u32, Rule)], unconditional: &[Action], port: u16, protocol: u16, who: &Who) -> Verdict {
     let covers = |rule: &Rule| {
-        let Conditions { ports, protocols, scope } = &rule.conditions;
+        let Conditions { ports, protocols, scope, unshared } = &rule.conditions;
         let has = |written: &[Account], id: u32| written.is_empty() || written.contains(&Account::Id(id));
         let by_groups = scope.groups.is_empty() || who.groups.iter().any(|group| has(&scope.groups, *group));
         let by_path =
@@ -198,6 +201,7 @@ fn naive(rules: &[(u32, Rule)], unconditional: &[Action], port: u16, protocol: u
             && has(&scope.users, who.uid)
             && by_groups
             && by_path
+            && !(*unshared && who.shared)
     };
     let any = |action| {
         unconditional.contains(&action) || rules.iter().any(|(_, rule)| rule.action == action && covers(rule))
@@ -221,13 +225,18 @@ fn conditions() -> impl Strategy<Value = Conditions> {
         executables,
         ..Scope::default()
     });
-    let all = (prop::collection::vec(range, 0..3), protocols, scope);
-    all.prop_map(|(ports, protocols, scope)| Conditions { scope, ..on(&ports, &protocols) })
+    let all = (prop::collection::vec(range, 0..3), protocols, scope, any::<bool>());
+    all.prop_map(|(ports, protocols, scope, unshared)| Conditions {
+        scope,
+        unshared,
+        ..on(&ports, &protocols)
+    })
 }
 
 fn who() -> impl Strategy<Value = Who> {
     let groups = prop::collection::vec(0..4_u32, 0..3);
-    (0..4_u32, groups, 0..EXECUTABLES.len()).prop_map(|(uid, groups, at)| Who {
+    (0..4_u32, groups, 0..EXECUTABLES.len(), any::<bool>()).prop_map(|(uid, groups, at, shared)| Who {
+        shared,
         uid,
         groups,
         executable: EXECUTABLES[at],

@@ -72,6 +72,7 @@ pub(super) const FIELDS: &[Field] = &[
     field("src_ip", Kind::Ip, src_ip),
     field("src_port", PORT, src_port),
     field("no_dns", Kind::Bool, |event| with(event.connect(), |connect| Value::Bool(connect.no_dns))),
+    field("shared", Kind::Bool, |event| with(event.connect(), |connect| Value::Bool(connect.shared))),
     field("also_serves", Kind::Names, |event| {
         with(event.connect(), |connect| Value::List(&connect.also_serves))
     }),

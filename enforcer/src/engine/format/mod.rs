@@ -123,6 +123,7 @@ pub(crate) mod samples {
             }],
             no_dns: false,
             also_serves: Vec::new(),
+            shared: false,
             src_ip: None,
             src_port: 0,
             family: "inet".into(),

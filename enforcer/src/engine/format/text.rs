@@ -73,6 +73,9 @@ fn told(what: &str, connect: &Connect) -> String {
     if let Some(rule) = &connect.rule {
         let _ = write!(text, "  rule {}", word(rule)); // into a String: cannot fail
     }
+    if connect.shared {
+        text.push_str(" lets shared addresses pass");
+    }
     if !connect.also_serves.is_empty() {
         let names: Vec<_> = connect.also_serves.iter().map(|name| word(name)).collect();
         let _ = write!(text, "  also serves {}", names.join(" ")); // as above
@@ -187,6 +190,19 @@ mod tests {
     fn other_names_of_a_refused_address_stand_at_the_end() {
         let said = text(|connect| connect.also_serves = vec!["a.example".into(), "b  rule x".into()]);
         assert!(said.ends_with("  rule no-trackers  also serves a.example \"b  rule x\""), "{said}");
+    }
+
+    #[test]
+    fn a_rule_that_let_a_shared_address_pass_is_told() {
+        let said = text(|connect| {
+            (connect.verdict, connect.shared) = (VerdictName::Allow, true);
+            connect.also_serves = vec!["a.example".into()];
+        });
+        assert!(
+            said.starts_with("ALLOW")
+                && said.ends_with("  rule no-trackers lets shared addresses pass  also serves a.example"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -149,6 +149,7 @@ fn properties(event: &Event) -> Map<String, Value> {
             "layer",
             "no_dns",
             "also_serves",
+            "shared",
             "count",
             "protocol",
             "unit",

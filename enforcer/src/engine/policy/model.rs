@@ -80,12 +80,19 @@ pub struct Conditions {
     /// IPPROTO_*, sorted.
     pub protocols: Vec<u16>,
     pub scope: Scope,
+    /// `shared = "allow"`: the address must be none that a name leads to which no rule refuses.
+    pub unshared: bool,
 }
 
 impl Conditions {
     /// The rule is decided by the destination alone.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// It covers every connect to an address that is not shared.
+    pub fn cover_everyone(&self) -> bool {
+        Self { unshared: false, ..self.clone() }.is_empty()
     }
 }
 
@@ -107,6 +114,7 @@ impl fmt::Display for Conditions {
         for (kind, written) in [("units", units), ("cgroups", cgroups), ("executables", executables)] {
             all.extend(told(kind, written, String::clone));
         }
+        all.extend(self.unshared.then(|| "unshared addresses".to_owned()));
         f.write_str(&all.join("; "))
     }
 }
@@ -223,11 +231,15 @@ mod tests {
             executables: (0..10).map(|n| format!("/x{n}")).collect(),
             ..Scope::default()
         };
-        let all = Conditions { ports: vec![443..=443, 8000..=8999], protocols: vec![6, 17], scope };
+        let unshared = Conditions { unshared: true, ..Conditions::default() };
+        assert_eq!(unshared.to_string(), "unshared addresses");
+        assert!(unshared.cover_everyone() && !unshared.is_empty());
+        let all =
+            Conditions { ports: vec![443..=443, 8000..=8999], protocols: vec![6, 17], scope, ..unshared };
         assert_eq!(
             all.to_string(),
             "ports 443, 8000-8999; protocols tcp, udp; users 1000, alice; \
-             executables /x0, /x1, /x2, /x3, /x4, /x5, /x6, /x7 and 2 more"
+             executables /x0, /x1, /x2, /x3, /x4, /x5, /x6, /x7 and 2 more; unshared addresses"
         );
     }
 

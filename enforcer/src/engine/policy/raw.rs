@@ -30,18 +30,11 @@ pub(super) struct RawList {
     pub(super) format: ListFormat,
 }
 
-pub(super) const KEYS: [&str; 9] =
-    ["name", "description", "action", "hosts", "lists", "networks", "ports", "protocols", "scope"];
+pub(super) const KEYS: [&str; 10] =
+    ["name", "description", "action", "hosts", "lists", "networks", "ports", "protocols", "shared", "scope"];
 /// What names destinations; one of them must be there.
 const DESTINATIONS: [&str; 3] = ["hosts", "lists", "networks"];
 const LIST_EXAMPLE: &str = "lists = [{ path = \"lists/trackers.txt\", format = \"domains\" }]";
-
-/// Keys of the format that are not implemented: what ignoring them would do, and what to write until then.
-const LATER: [(&str, &str, &str); 1] = [("shared", "decide otherwise", "remove it")];
-
-fn later(key: &str) -> Option<(&'static str, &'static str, &'static str)> {
-    LATER.into_iter().find(|(later, ..)| *later == key)
-}
 
 type Entry<'a, 'i> = (&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>);
 
@@ -94,7 +87,7 @@ fn rule(table: &DeTable<'_>, span: Range<usize>, report: &mut Report<'_>) -> Raw
     let mut given = Vec::new();
     for (key, value) in in_file_order(table) {
         let text = key.get_ref().as_ref();
-        given.extend(closest(text, KEYS).filter(|_| later(text).is_none()));
+        given.extend(closest(text, KEYS));
         match text {
             "name" => raw.name = string("name", "\"no-trackers\"", value, report),
             "description" => raw.description = string("description", "\"in words\"", value, report),
@@ -104,12 +97,56 @@ fn rule(table: &DeTable<'_>, span: Range<usize>, report: &mut Report<'_>) -> Raw
             "networks" => raw.networks = strings("networks", "203.0.113.0/24", value, report),
             "ports" => raw.conditions.ports = conditions::ports(value, report),
             "protocols" => raw.conditions.protocols = conditions::protocols(value, report),
+            "shared" => raw.conditions.unshared = shared(value, report),
             "scope" => raw.conditions.scope = conditions::scope(value, report),
             other => unknown_in_rule(other, key.span(), report),
         }
     }
     missing(table, &given, span, report);
+    if raw.conditions.unshared {
+        only_hosts(table, &raw, report);
+    }
     raw
+}
+
+/// Whether a shared address is let through.
+fn shared(value: &Spanned<DeValue<'_>>, report: &mut Report<'_>) -> bool {
+    let Some(text) = string("shared", "\"deny\"", value, report) else { return false };
+    match text.get_ref().as_str() {
+        "deny" => false,
+        "allow" => true,
+        other => {
+            let instead = match closest(other, ["deny", "allow"]) {
+                Some(close) => format!("did you mean \"{close}\"?"),
+                None => {
+                    "write \"deny\", or \"allow\" to let an address pass that other names use, too".into()
+                }
+            };
+            report.error(text.span(), format!("{} is not what `shared` can be", quote(other)), instead);
+            false
+        }
+    }
+}
+
+/// `shared = "allow"` is about what names lead to, and about rules that refuse.
+fn only_hosts(table: &DeTable<'_>, raw: &RawRule, report: &mut Report<'_>) {
+    let span = |key: &str| table.get(key).map_or(0..0, Spanned::span);
+    if raw.action == Some(Action::Allow) {
+        report.error(
+            span("shared"),
+            "`shared = \"allow\"` in a rule that allows says nothing",
+            "remove `shared`: an exception lets shared addresses pass as well",
+        );
+    }
+    let listed = raw.lists.iter().any(|list| list.format == ListFormat::Networks);
+    for key in [(!raw.networks.is_empty()).then_some("networks"), listed.then_some("lists")] {
+        let Some(key) = key else { continue };
+        report.error(
+            span(key),
+            "a rule with `shared = \"allow\"` names networks, which are refused whatever leads to them",
+            "write the networks into a rule of their own, without `shared`",
+        );
+    }
 }
 
 /// Reports what a rule cannot do without.
@@ -269,7 +306,7 @@ fn list_format(value: &Spanned<DeValue<'_>>, report: &mut Report<'_>) -> Option<
 }
 
 fn unknown_in_file(key: &str, span: Range<usize>, report: &mut Report<'_>) {
-    if KEYS.contains(&key) || later(key).is_some() {
+    if KEYS.contains(&key) {
         let message = format!("`{key}` stands outside of a rule");
         return report.error(span, message, "write `[[rule]]` on a line above it");
     }
@@ -283,11 +320,6 @@ fn unknown_in_file(key: &str, span: Range<usize>, report: &mut Report<'_>) {
 }
 
 fn unknown_in_rule(key: &str, span: Range<usize>, report: &mut Report<'_>) {
-    if let Some((_, effect, instead)) = later(key) {
-        let message =
-            format!("this version does not support `{key}` yet, and a rule that ignored it would {effect}");
-        return report.error(span, message, instead);
-    }
     let instead = match closest(key, KEYS) {
         Some(close) => format!("did you mean `{close}`?"),
         None => format!("a rule has {}", KEYS.map(|known| format!("`{known}`")).join(", ")),

@@ -47,9 +47,22 @@ struct Rule {
     /// The rule is about these protocols only: `"tcp"`, `"udp"`, `"sctp"`, `"icmp"`, or a number.
     #[schemars(default)]
     protocols: Vec<Protocol>,
+    /// Whether an address is refused that a name leads to which no rule refuses: `"allow"` lets it through for as long as that
+    /// name's answer says. For rules that deny or audit, and name no networks.
+    #[schemars(default)]
+    shared: Shared,
     /// The rule is about these processes only: who is in each list that is there.
     #[schemars(default)]
     scope: Scope,
+}
+
+#[derive(Default, JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+#[expect(dead_code, reason = "as above")]
+enum Shared {
+    #[default]
+    Deny,
+    Allow,
 }
 
 #[derive(JsonSchema)]

@@ -13,6 +13,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya::{Ebpf, Pod};
 use enforcer_common::kernel::Control;
 use enforcer_common::name::{Bucket, Domain, Header};
+use enforcer_common::verdict::BootNanos;
 use enforcer_common::{Addr, Entry};
 
 use super::double::{self, ANSWERED, AUTOMATA, Answered, DOMAINS, FILTER, NAMES, Pair, Words};
@@ -26,6 +27,7 @@ pub(super) const NEVER_DENY: &str = "NEVER_DENY";
 pub(super) const ASKED: &str = "ASKED";
 pub(super) const OPENED: &str = "OPENED";
 pub(super) const TRUSTED: &str = "TRUSTED";
+const SHARED: &str = "SHARED";
 pub(super) const CONTROL: &str = "CONTROL";
 pub(super) const HEADERS: &str = "HEADERS";
 
@@ -51,6 +53,8 @@ pub struct Answers {
     host: HashMap<MapData, [u8; 16], u32>,
     never_deny: LpmTrie<MapData, [u8; 16], u32>,
     trusted: LpmTrie<MapData, [u8; 16], u32>,
+    /// Not pinned: the next daemon does not know the names that made an address shared.
+    shared: HashMap<MapData, [u8; 16], BootNanos>,
 }
 
 impl Answers {
@@ -71,6 +75,7 @@ impl Answers {
             host: take(ebpf, HOST)?,
             never_deny: take(ebpf, NEVER_DENY)?,
             trusted: take(ebpf, TRUSTED)?,
+            shared: take(ebpf, SHARED)?,
         })
     }
 
@@ -154,6 +159,18 @@ impl Answers {
     /// Networks of the servers whose answers to users are believed.
     pub fn set_trusted(&mut self, networks: &[Network]) -> Result<(), BpfError> {
         set(&mut self.trusted, TRUSTED, networks)
+    }
+
+    /// Addresses that are known to be shared, and until when.
+    pub fn shared(&self) -> Result<Vec<(Addr, BootNanos)>, BpfError> {
+        let read = |item: Result<([u8; 16], BootNanos), MapError>| {
+            item.map(|(key, until)| (Addr::from_v6(key), until)).map_err(error(SHARED))
+        };
+        self.shared.iter().map(read).collect()
+    }
+
+    pub fn forget_shared(&mut self, addr: Addr) -> Result<(), BpfError> {
+        gone(SHARED, self.shared.remove(&addr.octets()))
     }
 
     fn control(&self) -> Result<Control, BpfError> {

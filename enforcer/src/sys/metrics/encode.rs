@@ -93,6 +93,8 @@ impl Out<'_> {
         self.counter("lost_answers", "DNS answers that the full ring could not take", counters.lost_answers)?;
         let help = "Packets refused on their way out, which no hook had refused";
         self.counter("packets_refused", help, counters.packets_refused)?;
+        let help = "Connects let through because their address is shared";
+        self.counter("shared_passed", help, counters.shared_passed)?;
         let help = "Connections ended, which were open when their address became denied";
         self.counter("connections_killed", help, counters.connections_killed)?;
         self.counter(

@@ -55,7 +55,7 @@ pub(super) fn rule(rule: &Rule, hosts: &[Range<usize>], networks: &[Range<usize>
     duplicates(&rule.networks, networks, report);
     let named = LazyCell::new(|| Named::new(&rule.hosts));
     for (pattern, span) in rule.hosts.iter().zip(hosts) {
-        if rule.conditions.is_empty() {
+        if rule.conditions.cover_everyone() {
             breadth(pattern, span, rule.action, report);
         }
         if let Pattern::Suffix { domain, apex: false } = pattern
