@@ -186,7 +186,7 @@ pub struct Repeats {
 
 /// Precedes the payload of one packet from port 53: a DNS message (UDP) or a piece of a stream of them (TCP).
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct AnswerRecord {
     pub kind: u32,
     /// Bytes of payload that follow this header. The ring's record may be longer.

@@ -247,6 +247,24 @@ pub struct DnsStatus {
     pub literals_unanswered: u64,
     /// Denied names that resolved to an address of the never-deny set.
     pub refused_bindings: u64,
+    #[serde(default)]
+    pub resolved: ResolvedStatus,
+}
+
+/// What systemd-resolved tells of its answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedStatus {
+    /// `connected`; `connecting`; `absent`: it does not run, or is older than systemd 252; `failed`; `off`: by the settings.
+    pub link: String,
+    /// Why it failed, and what to do.
+    pub error: Option<String>,
+    /// About names with addresses.
+    pub answers: u64,
+    /// Not understood: their addresses may not be denied.
+    pub unread: u64,
+    /// Times that it hung up. What it answered until it was connected again was not heard.
+    pub lost: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::client::{Client, Connection, strange};
 use super::{BAD, Exit, Failure, GOOD, WARN, print, print_json};
-use crate::api::{Enforcement, MapStatus, PolicyStatus, Reply, Request, SinkStatus, Status};
+use crate::api::{Enforcement, MapStatus, PolicyStatus, Reply, Request, ResolvedStatus, SinkStatus, Status};
 
 /// What is really enforced now, what is wrong, and what was done so far
 #[derive(Debug, clap::Args)]
@@ -94,6 +94,7 @@ impl Display for Screen<'_> {
         reasons_line(f, "decided late", &dns.late)?;
         reasons_line(f, "not believed", &dns.unbelieved)?;
         reasons_line(f, "over the quota of their", &dns.over_quota)?;
+        resolved_line(f, &dns.resolved)?;
         map_line(f, map)?;
         self.0.sinks.iter().try_for_each(|sink| sink_line(f, sink))?;
         let Status { version, pid, kernel, uptime_seconds, .. } = self.0;
@@ -175,6 +176,22 @@ fn reasons_line(f: &mut fmt::Formatter<'_>, what: &str, counts: &BTreeMap<String
     let all: u64 = reasons.iter().map(|(count, _)| count).sum();
     let reasons: Vec<_> = reasons.iter().map(|(count, reason)| format!("{count} {reason}")).collect();
     writeln!(f, "          {WARN}{all} {what}{WARN:#}: {}", reasons.join(", "))
+}
+
+/// Whether systemd-resolved tells its answers.
+fn resolved_line(f: &mut fmt::Formatter<'_>, resolved: &ResolvedStatus) -> fmt::Result {
+    let ResolvedStatus { link, error, answers, unread, lost } = resolved;
+    match link.as_str() {
+        // Older daemons do not listen.
+        "" | "absent" if *answers == 0 && *lost == 0 => return Ok(()),
+        "connected" => write!(f, "resolved  connected, {answers} answers told")?,
+        "failed" => {
+            let why = error.as_deref().unwrap_or_default();
+            write!(f, "resolved  {WARN}NOT heard{WARN:#}: {why}; {answers} answers told")?;
+        }
+        other => write!(f, "resolved  {other}, {answers} answers told")?,
+    }
+    writeln!(f, "{}", bad(&[(*unread, "not understood"), (*lost, "times lost")]))
 }
 
 fn map_line(f: &mut fmt::Formatter<'_>, map: &MapStatus) -> fmt::Result {
@@ -328,6 +345,8 @@ warning: do this
         status.dns.unbelieved = [("unasked".to_owned(), 3)].into();
         status.dns.withheld = 2;
         status.dns.literals_unanswered = 4;
+        status.dns.resolved =
+            ResolvedStatus { link: "connected".into(), answers: 5, unread: 1, lost: 2, error: None };
         status.policy.late_globs = 1;
         status.policy.conditional = 3;
         status.policy.conditional_capacity = 256;
@@ -347,6 +366,7 @@ warning: do this
             ", 3 reports lost, 7 reports incomplete, 4 let pass unread, 12 packets refused on their way out\n",
             "\n          11 decided late: 9 segmented, 2 odd name\n",
             "\n          3 not believed: 3 unasked\n",
+            "\nresolved  connected, 5 answers told, 1 not understood, 2 times lost\n",
             ", 2 withheld, 4 names of rules not answered yet",
             "5 networks), 3 of at most 256 with conditions\n",
             "in 17 states, 1 globs matched late\n",

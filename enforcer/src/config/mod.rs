@@ -55,6 +55,8 @@ pub struct Config {
     pub trusted_servers: Vec<IpNetwork>,
     /// The system's resolver forgets at a start what it knew.
     pub flush_caches: bool,
+    /// Answers of systemd-resolved are heard where it tells them.
+    pub resolved_monitor: bool,
     /// The names that policies spell out are asked for at a start and with each change.
     pub resolve_literals: bool,
     pub on_stop: OnStop,
@@ -179,6 +181,7 @@ impl Default for Config {
             doh: Doh::Allow,
             trusted_servers: Vec::new(),
             flush_caches: false,
+            resolved_monitor: true,
             resolve_literals: false,
             on_stop: OnStop::Release,
             socket: "/run/enforcer/control.sock".into(),

@@ -59,6 +59,7 @@ const KEYS: &[&str] = &[
     "doh",
     "trusted_servers",
     "flush_caches",
+    "resolved_monitor",
     "resolve_literals",
     "on_stop",
     "socket",
@@ -102,6 +103,9 @@ impl Reader<'_> {
                 "doh" => put(&mut config.doh, self.choice(name, value, DOH)),
                 "trusted_servers" => config.trusted_servers = self.trusted(name, value),
                 "flush_caches" => put(&mut config.flush_caches, self.boolean(name, value)),
+                "resolved_monitor" => {
+                    put(&mut config.resolved_monitor, self.boolean(name, value));
+                }
                 "resolve_literals" => put(&mut config.resolve_literals, self.boolean(name, value)),
                 "on_stop" => put(&mut config.on_stop, self.choice(name, value, ON_STOP)),
                 "socket" => put(&mut config.socket, self.path(name, value)),
@@ -463,6 +467,7 @@ mod tests {
             established = "kill"
             doh = "deny"
             flush_caches = true
+            resolved_monitor = false
             resolve_literals = true
             ttl_floor = "90s"
             ttl_cap = "1h 30m"

@@ -10,6 +10,7 @@ mod recent;
 mod remember;
 mod repeats;
 mod report;
+mod resolved;
 mod start;
 mod trial;
 
@@ -44,6 +45,7 @@ use crate::sys::host::{self, Host};
 use crate::sys::literals::Literals;
 use crate::sys::metrics::{self, Metrics};
 use crate::sys::process::Processes;
+use crate::sys::resolved::Monitor;
 use crate::sys::ring::Record;
 use crate::sys::sink::Sinks;
 use crate::sys::systemd::{self, Stop};
@@ -187,6 +189,7 @@ async fn serve(config: Config) -> Result<ExitCode, DaemonError> {
         rehearsal: None,
         killer,
         literals,
+        monitor: config.resolved_monitor.then(Monitor::start),
         unflushed: Arc::default(),
         config,
     };
@@ -270,6 +273,7 @@ struct Daemon {
     rehearsal: Option<u64>,
     killer: Option<Killer>,
     literals: Option<Literals>,
+    monitor: Option<Monitor>,
     /// Why a resolver may still know what it was asked before the start.
     unflushed: Arc<Mutex<Option<String>>>,
 }
@@ -370,6 +374,7 @@ impl Daemon {
                     }
                     look_again = Some(Instant::now() + wake_every);
                 }
+                () = resolved::told(self.monitor.as_ref()) => self.hear(),
                 () = sleep_until(look_again.unwrap_or_else(Instant::now)), if look_again.is_some() => {
                     let before = self.records;
                     let wait = if self.drain(ring.get_mut()) { wake_every } else { Duration::ZERO };
@@ -403,6 +408,8 @@ impl Daemon {
         let end = clock::boot_ns() + SLICE;
         let mut empty = false;
         while !empty && clock::boot_ns() < end {
+            // First: who connects may have the address from there, and the event wants its name.
+            self.hear();
             empty = (0..BATCH).any(|_| ring.next(|bytes| self.record(bytes)).is_none());
         }
         self.tell_losses();

@@ -11,7 +11,9 @@ use enforcer_common::{Addr, Entry, RuleId, Verdict};
 
 use super::Daemon;
 use super::start::Enforcement;
-use crate::api::{self, Counters, Denied, DnsStatus, MapStatus, PolicyStatus, Reply, Request, Status};
+use crate::api::{
+    self, Counters, Denied, DnsStatus, MapStatus, PolicyStatus, Reply, Request, ResolvedStatus, Status,
+};
 use crate::config::{DefaultVerdict, Mode};
 use crate::engine::compile::Network;
 use crate::engine::explain::Asked;
@@ -21,6 +23,7 @@ use crate::sys::bpf::Hooks;
 use crate::sys::canary::Canary;
 use crate::sys::clock;
 use crate::sys::literals::Literals;
+use crate::sys::resolved::{Link, Monitor};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -185,6 +188,26 @@ fn dns(daemon: &Daemon) -> DnsStatus {
         evicted: table.evicted,
         literals_unanswered: daemon.literals.as_ref().map_or(0, Literals::unanswered) as u64,
         refused_bindings: counts.refused,
+        resolved: resolved(daemon),
+    }
+}
+
+fn resolved(daemon: &Daemon) -> ResolvedStatus {
+    let counts = daemon.state.dns_counts();
+    let link = daemon.monitor.as_ref().map(Monitor::link);
+    let (name, error) = match link {
+        None => ("off", None),
+        Some(Link::Absent) => ("absent", None),
+        Some(Link::Asked) => ("connecting", None),
+        Some(Link::Connected) => ("connected", None),
+        Some(Link::Failed(why)) => ("failed", Some(why.clone())),
+    };
+    ResolvedStatus {
+        link: name.into(),
+        error,
+        answers: counts.monitored,
+        unread: counts.unmonitored,
+        lost: daemon.monitor.as_ref().map_or(0, |monitor| monitor.lost),
     }
 }
 
@@ -192,8 +215,12 @@ fn dns(daemon: &Daemon) -> DnsStatus {
 fn late(daemon: &Daemon) -> BTreeMap<String, u64> {
     let late = Outcome::ALL.into_iter().filter(|outcome| outcome.is_late());
     let counted = late.map(|outcome| (outcome_name(outcome).to_owned(), daemon.installer.outcome(outcome)));
-    let globs = ("late_globs".to_owned(), daemon.state.dns_counts().late_globs);
-    counted.chain([globs]).filter(|(_, count)| *count > 0).collect()
+    let counts = daemon.state.dns_counts();
+    let others = [("late_globs", counts.late_globs), ("resolved_monitor", counts.late_monitored)];
+    counted
+        .chain(others.map(|(reason, count)| (reason.to_owned(), count)))
+        .filter(|(_, count)| *count > 0)
+        .collect()
 }
 
 /// Answers whose quota was used up, by whose it was.
@@ -206,7 +233,8 @@ fn over_quota(daemon: &Daemon) -> BTreeMap<String, u64> {
 /// Answers that were not believed, by reason.
 fn unbelieved(daemon: &Daemon) -> BTreeMap<String, u64> {
     let counted = Doubt::ALL.map(|doubt| (doubt_name(doubt).to_owned(), daemon.installer.doubt(doubt)));
-    counted.into_iter().filter(|(_, count)| *count > 0).collect()
+    let local = ("link_local_name".to_owned(), daemon.state.dns_counts().local);
+    counted.into_iter().chain([local]).filter(|(_, count)| *count > 0).collect()
 }
 
 fn doubt_name(doubt: Doubt) -> &'static str {
@@ -316,6 +344,13 @@ fn warnings(status: &Status, problems: &[String]) -> Vec<String> {
             "{} of {} places for fresh answers are taken: when all are, answers with denied names are not delivered. \
              Remove patterns that match much",
             map.answered, map.answered_capacity
+        ),
+    );
+    warn(
+        dns.resolved.unread > 0,
+        format!(
+            "{} answers of systemd-resolved could not be read: their addresses may not be denied",
+            dns.resolved.unread
         ),
     );
     warn(

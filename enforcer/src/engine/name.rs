@@ -66,6 +66,17 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// As it stands in a DNS message, uncompressed.
+    pub fn to_wire(&self) -> Vec<u8> {
+        let mut wire = Vec::with_capacity(self.0.len() + 2);
+        for label in split_labels(self.0.as_bytes()).unwrap_or_default() {
+            wire.push(u8::try_from(label.len()).unwrap_or(63));
+            wire.extend(label);
+        }
+        wire.push(0);
+        wire
+    }
 }
 
 fn push_label(text: &mut String, label: &[u8]) {

@@ -29,6 +29,8 @@ use super::refused::{Refused, What};
 use super::sockaddr;
 
 const TCP: u16 = 6;
+/// Where systemd-resolved can be asked by DNS.
+const RESOLVED: Addr = Addr::from_v4([127, 0, 0, 53]);
 
 /// Counts of what DNS told us, for `status`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +44,13 @@ pub struct DnsCounts {
     pub refused: u64,
     /// Addresses that stayed open, because the kernel left their answers to the daemon and their quota was used up.
     pub over_quota: u64,
+    /// Answers that systemd-resolved told of, and those of them that could not be read.
+    pub monitored: u64,
+    pub unmonitored: u64,
+    /// Those about names of the link, which are not believed.
+    pub local: u64,
+    /// Those that nothing but its word led to: no packet with them was seen.
+    pub late_monitored: u64,
 }
 
 /// What is known about a process beside the numbers in the record. All of it escaped already.
@@ -230,10 +239,40 @@ impl State {
         self.dns.late_globs += u64::from(late && !answer.addresses.is_empty());
         self.note_refused(&answer, record);
         if late || Outcome::is_late_on_wire(record.outcome) {
-            self.charge(&mut answer, record);
+            self.charge(&mut answer, record, |_| false);
         }
         let changed = self.table.observe(&answer, Some(Addr::from_v6(record.server)), now);
         self.plan(now, |planner, view| planner.readdress(changed, view))
+    }
+
+    /// What systemd-resolved tells that it has answered, from its cache or from whomever it asked, as a DNS message.
+    /// `entered`: the packet path has seen an answer with this address, and had it in time.
+    pub fn monitored(&mut self, message: &[u8], now: BootNanos, entered: impl Fn(Addr) -> bool) -> Vec<Step> {
+        self.dns.monitored += 1;
+        let Ok(mut answer) = wire::parse(message) else {
+            self.dns.unmonitored += 1;
+            return Vec::new();
+        };
+        let record = AnswerRecord { time: now, server: RESOLVED.octets(), ..AnswerRecord::default() };
+        self.note_refused(&answer, &record);
+        let new = |state: &Self, addr: Addr| !state.is_known(addr) && !entered(addr);
+        let fresh: Vec<Addr> =
+            answer.addresses.iter().map(|(addr, _)| *addr).filter(|addr| new(self, *addr)).collect();
+        self.charge(&mut answer, &record, &entered);
+        let changed = self.table.observe(&answer, Some(RESOLVED), now);
+        let steps = self.plan(now, |planner, view| planner.readdress(changed, view));
+        self.dns.late_monitored += u64::from(fresh.iter().any(|addr| self.is_known(*addr)));
+        steps
+    }
+
+    /// An answer of systemd-resolved that any neighbour may have given.
+    pub fn note_local(&mut self) {
+        self.dns.local += 1;
+    }
+
+    /// A message of systemd-resolved that says nothing we understand.
+    pub fn note_unmonitored(&mut self) {
+        self.dns.unmonitored += 1;
     }
 
     /// The kernel had no room for its addresses: they are not known, and it comes again whole if it was a stream's.
@@ -251,8 +290,9 @@ impl State {
         }
     }
 
-    /// Takes new addresses for which there is no room out of an answer that was delivered already.
-    fn charge(&mut self, answer: &mut wire::Answer, record: &AnswerRecord) {
+    /// Takes new addresses for which there is no room out of an answer that was delivered already. `entered`: the packet
+    /// path has charged this one.
+    fn charge(&mut self, answer: &mut wire::Answer, record: &AnswerRecord, entered: impl Fn(Addr) -> bool) {
         let Some(compiled) = &self.compiled else { return };
         let account = compiled.account(&answer.chain);
         let mut over = None;
@@ -260,6 +300,7 @@ impl State {
         addresses.retain(|(addr, _)| {
             let fits = self.is_known(*addr)
                 || self.never.contains(*addr)
+                || entered(*addr)
                 || self.accounts.charge(&account, record.time).is_ok();
             if !fits {
                 self.dns.over_quota += 1;
@@ -710,6 +751,40 @@ mod tests {
         assert_eq!((rule.reason, rule.held_back), (RefusedReason::RuleQuota, 1));
         state.answer(&stream, &tcp);
         assert_eq!(denied(&state, SECOND), 8);
+    }
+
+    #[test]
+    fn what_resolved_tells_is_late_only_if_no_packet_told_it() {
+        let quotas = Quotas { name: Quota::new(2, 1000), rule: Quota::new(100, 1000) };
+        let host = HashSet::from([Addr::from_v4([198, 51, 100, 9])]);
+        let mut state = State::new(TABLE, NeverDeny { host, ..NeverDeny::default() }, quotas);
+        state.set_policy(compiled(".bad.example"), 0);
+        let seen = |_: Addr| true;
+        let unseen = |_: Addr| false;
+        assert_eq!(state.monitored(&message(&[1]), SECOND, seen).len(), 1);
+        assert_eq!(state.dns_counts().late_monitored, 0);
+        state.monitored(&message(&[1]), SECOND, unseen);
+        assert_eq!(state.dns_counts().late_monitored, 0, "it was known");
+        // The packet path charges what it enters; of what only resolved tells there is room for two.
+        state.monitored(&message(&[2, 3, 4]), SECOND, unseen);
+        let counts = state.dns_counts();
+        assert_eq!((state.denied(SECOND).len(), counts.late_monitored, counts.over_quota), (3, 1, 1));
+        // Protected addresses stay open, and it is told who would have them denied.
+        state.monitored(&message(&[9]), SECOND, seen);
+        let events = state.refusals(|_| "now".into());
+        let reasons: Vec<_> = events
+            .iter()
+            .map(|event| match event {
+                Event::RefusedBinding(refused) => (refused.reason, refused.server.to_string()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let by = |reason| (reason, "127.0.0.53".to_owned());
+        assert_eq!(reasons, [by(RefusedReason::LateQuota), by(RefusedReason::Protected)]);
+        state.monitored(b"nonsense", SECOND, unseen);
+        let counts = state.dns_counts();
+        assert_eq!((counts.monitored, counts.unmonitored, counts.answers), (5, 1, 0));
+        assert_eq!(state.denied(SECOND).len(), 3);
     }
 
     #[test]

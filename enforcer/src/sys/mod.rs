@@ -20,6 +20,7 @@ pub mod preflight;
 pub mod private_file;
 pub mod process;
 pub mod random;
+pub mod resolved;
 pub mod ring;
 pub mod routes;
 pub mod rules;

@@ -264,6 +264,11 @@ impl Kernel {
         Ok(said.decide())
     }
 
+    /// The packet path has entered something about the address. False also if that cannot be read.
+    pub fn has_entered(&self, addr: Addr) -> bool {
+        self.answers.about(addr).is_ok_and(|entries| !entries.is_empty())
+    }
+
     pub fn put_network(&mut self, network: Network, entry: Entry) -> Result<(), BpfError> {
         self.networks
             .insert(&Key::new(network.prefix.into(), network.addr), Wire(entry), 0)

@@ -132,6 +132,12 @@ impl Out<'_> {
         self.counter("dns_evicted", "Bindings that made room before they ran out", dns.evicted)?;
         self.gauge("dns_bindings", "Names and addresses that the daemon knows", dns.bindings as u64)?;
         self.gauge("dns_bindings_capacity", "How many it can know", dns.capacity as u64)?;
+        self.counter("resolved_answers", "Answers that systemd-resolved told", dns.resolved.answers)?;
+        let help = "Those that could not be understood: their addresses may not be denied";
+        self.counter("resolved_unread", help, dns.resolved.unread)?;
+        self.counter("resolved_lost", "Times that it hung up", dns.resolved.lost)?;
+        let help = "Its answers are heard";
+        self.gauge("resolved_connected", help, u64::from(dns.resolved.link == "connected"))?;
         let help = "Denied names that led to protected addresses";
         self.gauge("dns_refused_bindings", help, dns.refused_bindings)
     }
