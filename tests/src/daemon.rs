@@ -108,7 +108,17 @@ impl Setup {
 
     /// Starts the daemon and waits until it says that it enforces.
     pub fn start(&self) -> Result<Daemon<'_>> {
-        let daemon = self.spawn()?;
+        self.until_enforcing(self.spawn()?)
+    }
+
+    /// With the capabilities that the unit leaves it.
+    pub fn start_as_the_unit(&self) -> Result<Daemon<'_>> {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-all,+bpf,+perfmon,+net_admin,+sys_ptrace", "--", BINARY]);
+        self.until_enforcing(self.spawn_by(command)?)
+    }
+
+    fn until_enforcing<'a>(&self, daemon: Daemon<'a>) -> Result<Daemon<'a>> {
         wait::until("the daemon to enforce", START, || {
             let status = self.status()?;
             ensure!(status.enforcement.active, "{:?}", status.enforcement);
@@ -119,8 +129,13 @@ impl Setup {
     }
 
     pub fn spawn(&self) -> Result<Daemon<'_>> {
+        self.spawn_by(Command::new(BINARY))
+    }
+
+    /// By a command whose last word is the binary, or that is it.
+    fn spawn_by(&self, mut command: Command) -> Result<Daemon<'_>> {
         let log = File::create(self.directory.join("log"))?;
-        let process = Command::new(BINARY)
+        let process = command
             .arg("--config")
             .arg(self.config())
             .arg("run")

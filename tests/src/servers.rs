@@ -2,7 +2,8 @@
 //! `example.` on the far side, signed; the others on this side, in front of it.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -17,7 +18,7 @@ const DIRECTORY: &str = "/run/servers";
 const PATIENCE: Duration = Duration::from_secs(20);
 const REPLY_WAIT: Duration = Duration::from_millis(200);
 /// Of the zone: a server that answers this is up.
-const READY: &str = "ready.example";
+pub const READY: &str = "ready.example";
 
 /// What stands between the client and the authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,8 +94,8 @@ impl Server {
             Self::BindFull => ("named", vec!["-f".into(), "-c".into(), bind("no")?]),
             Self::KnotResolver => ("kresd", kresd()?),
             Self::Resolved => {
-                resolved()?;
-                ("/usr/lib/systemd/systemd-resolved", Vec::new())
+                configure_resolved("DNSSEC=no\n")?;
+                (RESOLVED, Vec::new())
             }
         };
         let mut command = Command::new(program);
@@ -216,9 +217,58 @@ pub fn doh(at: Ipv4Addr, name: &str, address: IpAddr) -> Result<Running> {
     spawn(Place::Far.command("kresd").args(["-c", &settings, "-n", &home]))
 }
 
-fn resolved() -> Result<()> {
-    let settings =
-        format!("[Resolve]\nDNS={RESOLVER_V4}\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\n");
+/// A resolver over TLS on the far side that knows these names, and none without TLS.
+pub fn dot(records: &[(&str, IpAddr)]) -> Result<Running> {
+    let mut settings = format!(
+        "server:\n interface: {RESOLVER_V4}@853\n tls-port: 853\n tls-service-key: dot.key\n tls-service-pem: dot.pem\n \
+         username: \"\"\n chroot: \"\"\n directory: {DIRECTORY}\n pidfile: \"\"\n use-syslog: no\n \
+         module-config: \"iterator\"\n access-control: 0.0.0.0/0 allow\n local-zone: \"example.\" static\n"
+    );
+    for (name, address) in records.iter().chain([&(READY, Ipv4Addr::new(192, 0, 2, 1).into())]) {
+        let kind = if address.is_ipv4() { "A" } else { "AAAA" };
+        settings += &format!(" local-data: \"{name}. 300 {kind} {address}\"\n");
+    }
+    settings += "remote-control:\n control-enable: no\n";
+    let settings = write("dot.conf", &settings)?;
+    let words = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=dot.example";
+    let made = Command::new("openssl")
+        .args(words.split(' '))
+        .args(["-keyout", "dot.key", "-out", "dot.pem"])
+        .current_dir(DIRECTORY)
+        .output()
+        .context("openssl")?;
+    ensure!(made.status.success(), "{made:?}");
+    let running = spawn(Place::Far.command("unbound").args(["-d", "-c", &settings]))?;
+    // Who asks before it listens does without TLS from then on.
+    wait::until("the resolver over TLS to listen", PATIENCE, || {
+        Ok(Some(TcpStream::connect((RESOLVER_V4, 853)).map(drop)?))
+    })?;
+    Ok(running)
+}
+
+const RESOLVED: &str = "/usr/lib/systemd/systemd-resolved";
+
+/// systemd-resolved with more settings than usual, started and answering.
+pub fn resolved(settings: &str) -> Result<Running> {
+    configure_resolved(settings)?;
+    let mut running = spawn(&mut Command::new(RESOLVED))?;
+    until_ready(Server::Resolved.address(), &mut running)?;
+    Ok(running)
+}
+
+/// The system's message bus, where there is no systemd to start it.
+pub fn message_bus() -> Result<Running> {
+    fs::create_dir_all("/run/dbus")?;
+    let running = spawn(Command::new("dbus-daemon").args(["--system", "--nofork", "--nopidfile"]))?;
+    // Who is started before it does without.
+    wait::until("the message bus", PATIENCE, || {
+        Ok(Some(UnixStream::connect("/run/dbus/system_bus_socket").map(drop)?))
+    })?;
+    Ok(running)
+}
+
+fn configure_resolved(more: &str) -> Result<()> {
+    let settings = format!("[Resolve]\nDNS={RESOLVER_V4}\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\n{more}");
     fs::create_dir_all("/run/systemd")?;
     fs::create_dir_all("/etc/systemd")?;
     fs::write("/etc/systemd/resolved.conf", settings).context("/etc/systemd/resolved.conf")

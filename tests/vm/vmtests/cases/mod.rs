@@ -21,6 +21,7 @@ mod protected;
 mod quota;
 mod race;
 mod reload;
+mod resolved;
 pub(crate) mod resolvers;
 mod rules;
 pub(crate) mod scopes;
@@ -66,6 +67,7 @@ pub(crate) fn all() -> Vec<Test> {
             defaults::tests(),
             encrypted_dns::tests(),
             cached::tests(),
+            resolved::tests(),
             admin::tests(),
             last_good::tests(),
             backstop::tests(),
@@ -95,6 +97,7 @@ pub(crate) fn all() -> Vec<Test> {
         defaults::tests(),
         encrypted_dns::tests(),
         cached::tests(),
+        resolved::tests(),
         admin::tests(),
         exec::tests(),
         exec_cargo::tests(),
