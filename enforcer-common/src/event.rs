@@ -3,6 +3,7 @@
 //! Connect reports and DNS answers share the ring so that an answer is always read before a connect that
 //! came after it.
 
+use crate::belief::Sender;
 use crate::verdict::RuleId;
 
 /// First field of every record.
@@ -196,6 +197,8 @@ pub struct AnswerRecord {
     pub server: [u8; 16],
     /// Whom (a host behind a NAT, a container, or ourselves).
     pub client: [u8; 16],
+    /// Who asked.
+    pub sender: Sender,
     pub client_port: u16,
     /// IPPROTO_UDP 17 or IPPROTO_TCP 6.
     pub protocol: u16,
@@ -212,4 +215,4 @@ pub struct AnswerRecord {
     pub reserved: [u8; 4],
 }
 
-const _: () = assert!(size_of::<AnswerRecord>() == 64);
+const _: () = assert!(size_of::<AnswerRecord>() == 80);

@@ -9,6 +9,7 @@ use aya_ebpf::{
 use enforcer_common::{
     Addr, Claim, Entry,
     answer::{self, ADDRESSES, Lifetime, MESSAGE_BYTES, Outcome, Scratch},
+    belief::Sender,
     condition::{Rows, rows::ALLOW},
     counter::Counter,
     kernel::Control,
@@ -64,6 +65,7 @@ fn handle(packet: &mut Packet<'_>) -> bool {
     packet.work.record.outcome = Outcome::Decided as u8;
     packet.work.record.dropped = 0;
     packet.work.record.unentered = 0;
+    packet.work.record.sender = Sender::NONE;
     judge(packet)
 }
 

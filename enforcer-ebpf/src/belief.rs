@@ -3,15 +3,19 @@
 //! What identifies a socket's peer is taken from the socket where it is connected: address translation changes packets
 //! that leave, and changes answers back.
 
-use aya_ebpf::{bindings::__sk_buff, btf_maps::lpm_trie::Key, helpers::bpf_ktime_get_boot_ns};
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_NOEXIST},
+    btf_maps::lpm_trie::Key,
+    helpers::{bpf_ktime_get_boot_ns, generated::bpf_skb_cgroup_id},
+};
 use enforcer_common::{
     Addr,
-    belief::{self, Asked, Doubt, Question, WAYS, WORDS, is_system},
+    belief::{self, Asked, Doubt, Question, Sender, WAYS, WORDS, is_system},
 };
 
 use crate::{
     atomic,
-    kernel::{Pointer, Sock, Unreadable, host_namespaces},
+    kernel::{KernfsNode, Pointer, Sock, Task, Unreadable, host_namespaces},
     maps::{ASKED, OPENED, TRUSTED},
     packet::{DNS, NotDns, Packet, TCP, UDP, connected_to, field, load, socket_cookie},
 };
@@ -43,9 +47,8 @@ fn leaving(skb: *mut __sk_buff, connected: bool) -> Result<(), NotDns> {
     if protocol == TCP && connected {
         let [flags] = field(skb, at + TCP_FLAGS)?;
         if flags & TCP_SYN_ACK == TCP_SYN {
-            // SAFETY: takes no argument.
-            let now = unsafe { bpf_ktime_get_boot_ns() };
-            let _ = OPENED.insert(socket_cookie(skb), now, 0);
+            // Who sends it once more, because nothing came, is a timer: the first one stays.
+            let _ = OPENED.insert(socket_cookie(skb), sender(skb), BPF_NOEXIST.into());
         }
         return Ok(());
     }
@@ -60,6 +63,21 @@ fn leaving(skb: *mut __sk_buff, connected: bool) -> Result<(), NotDns> {
         Addr::from_v6(field(skb, 24)?)
     };
     question(skb, at + 8, server)
+}
+
+/// Who sends the packet: whose turn it is. Packets leave in the turn of who sent them, unless the firewall queued them, or a
+/// timer or a worker of the kernel sends them: these are seldom in the control group of the socket, and then it is not known.
+#[inline(always)]
+fn sender(skb: *mut __sk_buff) -> Sender {
+    let task = Task::current();
+    // SAFETY: the context.
+    let cgroup = unsafe { bpf_skb_cgroup_id(skb) };
+    match (task.process(), task.cgroup().and_then(KernfsNode::id)) {
+        (Ok((pid, started)), Ok(own)) if own == cgroup => {
+            Sender { process: Sender::process(pid, started), cgroup }
+        }
+        _ => Sender::NONE,
+    }
 }
 
 /// The address that the packet's socket is connected to.
@@ -118,13 +136,15 @@ fn question(skb: *mut __sk_buff, at: u32, server: Addr) -> Result<(), NotDns> {
     }
     let id = u16::from_be_bytes([beginning.header[0], beginning.header[1]]);
     let hash = belief::question(&beginning.question);
-    remember(&Question::new(socket_cookie(skb), hash, server, id));
+    remember(skb, &Question::new(socket_cookie(skb), hash, server, id));
     Ok(())
 }
 
 /// Two CPUs that write to one place at once leave a question there that nobody asked: both answers are not believed.
 #[inline(always)]
-fn remember(question: &Question) {
+fn remember(skb: *mut __sk_buff, question: &Question) {
+    // Here, where the verifier comes by once.
+    let sender = sender(skb);
     let Some(bucket) = ASKED.get_ptr_mut(question.bucket()) else { return };
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_boot_ns() };
@@ -157,6 +177,7 @@ fn remember(question: &Question) {
         let place = &raw mut (*bucket)[chosen % WAYS];
         atomic::swap(&raw mut (*place).open, 0);
         (&raw mut (*place).question).write_volatile(*question);
+        (&raw mut (*place).sender).write_volatile(sender);
         (&raw mut (*place).time).write_volatile(now);
         atomic::swap(&raw mut (*place).open, 1);
     }
@@ -175,9 +196,12 @@ pub fn unasked(packet: &mut Packet<'_>) {
     let doubt = if packet.work.protocol != u32::from(TCP) {
         answered(packet)
     } else {
-        // SAFETY: only whether there is an element matters.
+        // SAFETY: an element of the map; if it is replaced meanwhile, it may name another sender.
         match unsafe { OPENED.get(socket_cookie(packet.skb)) } {
-            Some(_) => None,
+            Some(sender) => {
+                packet.work.record.sender = *sender;
+                None
+            }
             None => Some(Doubt::NotOpened),
         }
     };
@@ -195,21 +219,33 @@ pub fn distrust(packet: &mut Packet<'_>) {
 }
 
 #[inline(always)]
-fn answered(packet: &Packet<'_>) -> Option<Doubt> {
+fn answered(packet: &mut Packet<'_>) -> Option<Doubt> {
     let scratch = &packet.work.scratch;
     let server = Addr::from_v6(packet.work.record.server);
     let question = Question::new(socket_cookie(packet.skb), scratch.question(), server, scratch.id());
     let Some(bucket) = ASKED.get_ptr_mut(question.bucket()) else { return Some(Doubt::Unasked) };
-    for way in 0..WAYS {
+    packet.work.way = NOWHERE;
+    for way in (0..WAYS).rev() {
         // SAFETY: an element of the map; a question that is being replaced is closed.
-        let asked = unsafe { &raw mut (*bucket)[way] };
-        // SAFETY: as above.
-        if unsafe { (*asked).question.is(&question) } {
-            return close(asked, packet.work.record.time);
+        if unsafe { (*bucket)[way].question.is(&question) } {
+            packet.work.way = way as u64;
         }
     }
-    Some(Doubt::Unasked)
+    // Through memory: else the verifier goes through the rest once for each place.
+    // SAFETY: a field of ours.
+    let way = unsafe { (&raw const packet.work.way).read_volatile() };
+    if way == NOWHERE {
+        return Some(Doubt::Unasked);
+    }
+    // SAFETY: as above.
+    let asked = unsafe { &raw mut (*bucket)[way as usize % WAYS] };
+    // SAFETY: as above.
+    packet.work.record.sender = unsafe { (&raw const (*asked).sender).read_volatile() };
+    close(asked, packet.work.record.time)
 }
+
+/// Of `Work::way`: in no place of the bucket.
+const NOWHERE: u64 = u64::MAX;
 
 #[inline(always)]
 fn close(asked: *mut Asked, now: u64) -> Option<Doubt> {

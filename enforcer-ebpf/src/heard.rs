@@ -61,6 +61,8 @@ pub fn digest(packet: &mut Packet<'_>, control: Control, tables: &Generation) {
         hash.push(addr as u64);
         hash.push((addr >> 64) as u64);
     }
+    // Who asks now is news, whoever did before.
+    hash.push(work.record.sender.process);
     work.digest = work.scratch.digest::<Generation>(hash);
 }
 

@@ -385,6 +385,13 @@ impl Task {
         Ok(())
     }
 
+    /// Process (thread group) and CLOCK_BOOTTIME at which it started.
+    #[inline(always)]
+    pub fn process(&self) -> Result<(u32, u64), Unreadable> {
+        let leader: Pointer = read(self.0, global!(OFFSETS.task_group_leader))?;
+        Ok((read(self.0, global!(OFFSETS.task_tgid))?, read(leader, global!(OFFSETS.task_start_boottime))?))
+    }
+
     #[inline(always)]
     fn cred(&self) -> Result<Pointer, Unreadable> {
         read(self.0, global!(OFFSETS.task_cred))

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use enforcer_common::{
     Entry, Seats,
     answer::OUTCOMES,
-    belief::{self, DOUBTS},
+    belief::{self, DOUBTS, Sender},
     counter::{CAUGHT_AT, COUNTERS, Counter, DOUBTS_AT, OUTCOMES_AT},
     event::{ConnectRecord, Layer, RepeatKey, Repeats},
     kernel::Control,
@@ -79,10 +79,10 @@ pub type Automata = Array<[u32; BLOCK], 1, FILLED>;
 #[btf_map]
 pub static ASKED: Array<belief::Bucket, { belief::BUCKETS as usize }> = Array::new();
 
-/// Sockets (cookies) that opened a connection to a port 53. Written by `dns_egress`, read by `dns_ingress`. Full: the one
+/// Sockets (cookies) that opened a connection to a port 53, and who did. Written by `dns_egress`, read by `dns_ingress`. Full: the one
 /// that was not used for longest makes room, and what comes by it will not be believed.
 #[btf_map]
-pub static OPENED: LruHashMap<u64, u64, { limits::OPENED as usize }> = LruHashMap::new();
+pub static OPENED: LruHashMap<u64, Sender, { limits::OPENED as usize }> = LruHashMap::new();
 
 /// Networks of the servers that answer users: the host's own, and `trusted_servers`. Written by the daemon, read by
 /// `dns_ingress`.

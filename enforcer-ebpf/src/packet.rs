@@ -46,6 +46,8 @@ pub struct Work {
     pub protocol: u32,
     /// Why the answer is not believed: a `Doubt`, or `NONE`.
     pub doubt: u64,
+    /// In which place of its bucket the question stands.
+    pub way: u64,
     /// The socket (`struct sock`) that the packet is for. Through memory, because the verifier allows no arithmetic with
     /// what it knows to be one.
     pub sock: u64,

@@ -9,6 +9,7 @@ mod shared;
 mod subject;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use enforcer::engine::compile::Network;
@@ -22,7 +23,7 @@ use enforcer_common::quota::{Quota, Quotas};
 use enforcer_common::{Addr, Entry, Seats};
 use enforcer_tests::fixtures::Recorded;
 use message::{A, AAAA, CNAME, Carrier, HTTPS, Message, Random};
-use subject::{CAP, FLOOR, Rules, Run, Subject, protect, query};
+use subject::{CAP, FLOOR, OPENER, Rules, Run, Subject, protect, query};
 
 const POLICY: &str = r#"
 [[rule]]
@@ -115,6 +116,7 @@ fn main() {
     belief(&mut subject);
     quotas(&rules);
     shared::shared(&mut subject, &rules);
+    senders(&rules);
     fuzz(&mut subject, &rules, number(0).unwrap_or(5), number(1).unwrap_or(1));
     costs(&mut subject);
     println!("1 passed, 0 failed, 0 skipped");
@@ -590,6 +592,44 @@ fn repeats(subject: &mut Subject) {
     );
 }
 
+/// The daemon is told who asked.
+fn senders(rules: &Rules) {
+    let mut subject = Subject::reading_the_kernel();
+    for name in ["dns_ingress", "dns_egress"] {
+        println!("packet: {name} verified_insns={}, kernel read", subject.verified_instructions(name));
+    }
+    subject.conditions.enforce(&rules.compiled.conditions().table).unwrap();
+    subject.answers.install(rules.tables()).unwrap();
+    let message = |name: &str| Message::asked(name, A, true).a(name, 60, v4(1)).set(0, 0x99).bytes;
+    let cgroup = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    let cgroup = cgroup.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+    let cgroup = std::fs::metadata(format!("/sys/fs/cgroup/{cgroup}")).unwrap().ino();
+    let mut sender = |carrier: Carrier, name| subject.run(&carrier.frame(&message(name))).sender.unwrap();
+    let this = sender(Carrier::Udp4, "denied.example");
+    assert_eq!(this.cgroup, cgroup);
+    assert_ne!(this.process, 0);
+    assert_eq!(sender(Carrier::Udp6, "other.example"), this);
+    // A thread is its process.
+    let thread =
+        std::thread::scope(|scope| scope.spawn(|| sender(Carrier::Udp4, "thread.example")).join().unwrap());
+    assert_eq!(thread, this);
+    assert_eq!(sender(Carrier::Tcp4, "denied.example"), OPENER);
+    let cost = questions(&mut subject);
+    println!("packet: the daemon is told who asked; a new question leaves: median {cost:.0} ns");
+}
+
+/// Nanoseconds in which a question leaves that was not asked before.
+fn questions(subject: &mut Subject) -> f64 {
+    let message = Message::asked("www.innocent.example", A, true).a("www.innocent.example", 60, v4(1));
+    let mut times = Vec::new();
+    for id in 0..2000u16 {
+        let [high, low] = id.to_be_bytes();
+        let frame = Carrier::Udp4.frame(&message.clone().set(0, high).set(1, low).bytes);
+        times.push(subject.time_question(&query(&frame).unwrap(), 1));
+    }
+    spread(times).0
+}
+
 /// Only what was asked for is believed, as often as it was asked; what is not says nothing, and does not arrive if it
 /// would have denied something. Sockets, users and namespaces: `vmtests/cases/forgery.rs`.
 fn belief(subject: &mut Subject) {
@@ -761,6 +801,7 @@ fn costs(subject: &mut Subject) {
         let (median, _) = spread((0..21).map(|_| subject.time_question(&frame, 2000)).collect());
         println!("packet: {what} leaves: median {median:.0} ns");
     }
+    println!("packet: a new question leaves: median {:.0} ns", questions(subject));
     let (base, _) = spread((0..21).map(|_| subject.time(&other, 2000)).collect());
     println!("packet: not DNS: median {base:.0} ns");
     let short = ask("w.e").a("w.e", 60, v4(1));

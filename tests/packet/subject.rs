@@ -13,9 +13,9 @@ use enforcer::engine::tables::Tables;
 use enforcer::sys::bpf::{Answers, Conditions, OBJECT, double};
 use enforcer::sys::ring::Record;
 use enforcer_common::answer::Outcome;
-use enforcer_common::belief::Doubt;
+use enforcer_common::belief::{Doubt, Sender};
 use enforcer_common::counter::{Counter, DOUBTS_AT, OUTCOMES_AT};
-use enforcer_common::kernel::Settings;
+use enforcer_common::kernel::{Offsets, Settings};
 use enforcer_common::quota::Quotas;
 use enforcer_common::{Addr, Entry};
 
@@ -27,6 +27,8 @@ const ROOM: u32 = 256;
 pub(crate) const CAP: u32 = 86_400;
 /// The cookie of all sockets, with `one_socket`.
 const ONLY_SOCKET: u64 = 0;
+/// Who opened the connection.
+pub(crate) const OPENER: Sender = Sender { process: 1, cgroup: 2 };
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -35,13 +37,17 @@ struct Raw<T>(T);
 unsafe impl Pod for Raw<Settings> {}
 // SAFETY: as above.
 unsafe impl Pod for Raw<Entry> {}
+// SAFETY: as above.
+unsafe impl Pod for Raw<Offsets> {}
+// SAFETY: as above.
+unsafe impl Pod for Raw<Sender> {}
 
 type Half = HashMap<MapData, [u8; 16], Raw<Entry>>;
 
 pub(crate) struct Subject {
     ebpf: Ebpf,
     pub(crate) answers: Answers,
-    opened: HashMap<MapData, u64, u64>,
+    opened: HashMap<MapData, u64, Raw<Sender>>,
     pub(crate) conditions: Conditions,
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, u64>,
@@ -93,6 +99,8 @@ pub(crate) struct Run {
     pub(crate) copied: bool,
     pub(crate) dropped: bool,
     pub(crate) time: u64,
+    /// As the daemon was told.
+    pub(crate) sender: Option<Sender>,
     pub(crate) entered: BTreeMap<Addr, Entry>,
 }
 
@@ -103,16 +111,27 @@ impl Subject {
     }
 
     pub(crate) fn with_quotas(quotas: Quotas) -> Self {
-        let limited = if quotas == Quotas::NONE { "" } else { "-limited" };
-        let mount = std::env::temp_dir().join(format!("enforcer-packet-{}{limited}", std::process::id()));
+        let kind = if quotas == Quotas::NONE { "" } else { "-limited" };
+        Self::with(kind, Settings { quotas, ..Settings::default() }, Offsets::default())
+    }
+
+    /// It may look who asks.
+    pub(crate) fn reading_the_kernel() -> Self {
+        let (net_namespace, user_namespace) = enforcer::sys::host::namespaces().unwrap();
+        let settings = Settings { read_kernel: 1, net_namespace, user_namespace, ..Settings::default() };
+        Self::with("-reading", settings, enforcer::sys::btf::offsets().unwrap())
+    }
+
+    fn with(kind: &str, settings: Settings, offsets: Offsets) -> Self {
+        let mount = std::env::temp_dir().join(format!("enforcer-packet-{}{kind}", std::process::id()));
         fs::create_dir_all(&mount).unwrap();
         rustix::mount::mount("bpf", &mount, "bpf", rustix::mount::MountFlags::empty(), None).unwrap();
-        let settings =
-            Raw(Settings { ttl_floor: FLOOR, ttl_cap: CAP, one_socket: 1, quotas, ..Settings::default() });
+        let settings = Raw(Settings { ttl_floor: FLOOR, ttl_cap: CAP, one_socket: 1, ..settings });
+        let offsets = Raw(offsets);
         double::prepare(&mount).unwrap();
         let pins = double::DOUBLE_MAPS.map(|map| (map, mount.join(map)));
         let mut loader = EbpfLoader::new();
-        loader.override_global("SETTINGS", &settings, true);
+        loader.override_global("SETTINGS", &settings, true).override_global("OFFSETS", &offsets, true);
         for (map, path) in &pins {
             loader.map_pin_path(map, path.as_path());
         }
@@ -181,6 +200,7 @@ impl Subject {
             outcome,
             copied: header.is_some(),
             dropped: header.is_some_and(|header| header.dropped == 1),
+            sender: header.map(|header| header.sender),
             time: header.map_or(time, |header| header.time),
             entered: self.take_entered(),
         }
@@ -195,7 +215,7 @@ impl Subject {
 
     /// As if the only socket had opened a connection to a server, which a packet without a socket cannot tell.
     pub(crate) fn open_connection(&mut self) {
-        self.opened.insert(ONLY_SOCKET, 1, 0).unwrap();
+        self.opened.insert(ONLY_SOCKET, Raw(OPENER), 0).unwrap();
     }
 
     pub(crate) fn close_connections(&mut self) {

@@ -87,6 +87,10 @@ impl Resolver {
         Ok(resolver)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Other records from now on.
     pub fn replace(&mut self, records: &[(&str, IpAddr)]) -> Result<()> {
         self.generation += 1;

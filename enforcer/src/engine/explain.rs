@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use enforcer_common::belief::Sender;
 use enforcer_common::verdict::{BootNanos, Conditional, FOREVER, NO_RULE, Said};
 use enforcer_common::{Addr, Claim, Decision, Entry, RuleId, Verdict};
 use serde::{Deserialize, Serialize};
@@ -191,7 +192,7 @@ impl Known<'_> {
         if let Some(running) = &self.running {
             (entry, now) = ((running.installed)(addr), running.now);
             let mut told = claims(entry.map_or(Entry::NONE, |entry| live(entry, now)));
-            for origin in running.table.origins(addr, now).take(MANY) {
+            for origin in running.table.origins(addr, Sender::NONE, now).into_iter().take(MANY) {
                 let by = self.compiled.claims(origin.name);
                 says.extend(self.says(by, origin.name.as_str()));
                 told = without(told, by);
@@ -266,7 +267,8 @@ impl Known<'_> {
             never_denied = (running.never)(addr);
             names = running
                 .table
-                .origins(addr, now)
+                .origins(addr, Sender::NONE, now)
+                .into_iter()
                 .take(MANY)
                 .map(|origin| Leads {
                     name: origin.name.to_string(),

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use enforcer_common::belief::Sender;
 use enforcer_common::verdict::BootNanos;
 use enforcer_common::{Addr, RuleId};
 
@@ -20,8 +21,9 @@ impl State {
     /// `time`: RFC 3339.
     pub fn killed(&self, ends: Ends, rule: RuleId, process: Process, now: BootNanos, time: String) -> Event {
         let addr = Addr::from(ends.peer.ip());
-        let names: Vec<NameOrigin> =
-            self.table().origins(addr, now).map(|origin| name_origin(&origin, now)).collect();
+        // By which process it was begun is not known.
+        let origins = self.table().origins(addr, Sender::NONE, now);
+        let names: Vec<NameOrigin> = origins.iter().map(|origin| name_origin(origin, now)).collect();
         let (socket_type, protocol) = if ends.is_tcp { ("stream", "tcp") } else { ("dgram", "udp") };
         Event::Killed(Connect {
             time,

@@ -182,7 +182,9 @@ pub struct NameOrigin {
     pub age_ms: u64,
     /// Seconds that the answer's TTL has left; negative: it ran out so long ago.
     pub ttl_left: i64,
-    /// Who asked last. Absent: not known.
+    /// Who asked: of the last eight processes that did (for each way that led from the name to the address), the nearest to the
+    /// one that connects. What asks on behalf of others (a local resolver) counts beside them. Absent: not known, as for answers
+    /// from before the daemon started, and on `connection_killed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_by: Option<Asker>,
 }
@@ -197,7 +199,8 @@ pub enum NameKind {
 }
 
 /// Who asked, seen from who connects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+// Ordered: the nearest is the least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Asker {
     /// The same process.

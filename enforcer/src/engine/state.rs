@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use enforcer_common::answer::Outcome;
+use enforcer_common::belief::Sender;
 use enforcer_common::event::{AF_INET, AF_INET6, AnswerRecord, ConnectRecord, IN, Layer, RETURNED};
 use enforcer_common::quota::{Over, Quotas};
 use enforcer_common::verdict::{BootNanos, Conditional, FOREVER, NO_RULE, Said};
@@ -14,7 +15,7 @@ use enforcer_common::{Addr, Claim, Entry, RuleId, Seats, Verdict};
 use super::compile::{Compiled, Network};
 use super::conditions::Table;
 use super::dns::stream::{Flow, Streams};
-use super::dns::table::{Binding, Origin, Table as DnsTable, TableConfig};
+use super::dns::table::{Binding, Exchange, Origin, Table as DnsTable, TableConfig};
 use super::dns::wire;
 use super::explain::{self, Asked, Explanation, Known, Running};
 use super::name::Name;
@@ -241,7 +242,8 @@ impl State {
         if late || Outcome::is_late_on_wire(record.outcome) {
             self.charge(&mut answer, record, |_| false);
         }
-        let changed = self.table.observe(&answer, Some(Addr::from_v6(record.server)), now);
+        let exchange = Exchange { server: Addr::from_v6(record.server), sender: record.sender };
+        let changed = self.table.observe(&answer, Some(exchange), now);
         self.plan(now, |planner, view| planner.readdress(changed, view))
     }
 
@@ -259,7 +261,9 @@ impl State {
         let fresh: Vec<Addr> =
             answer.addresses.iter().map(|(addr, _)| *addr).filter(|addr| new(self, *addr)).collect();
         self.charge(&mut answer, &record, &entered);
-        let changed = self.table.observe(&answer, Some(RESOLVED), now);
+        // It does not tell who asked it.
+        let exchange = Exchange { server: RESOLVED, sender: Sender::NONE };
+        let changed = self.table.observe(&answer, Some(exchange), now);
         let steps = self.plan(now, |planner, view| planner.readdress(changed, view));
         self.dns.late_monitored += u64::from(fresh.iter().any(|addr| self.is_known(*addr)));
         steps
@@ -385,8 +389,8 @@ impl State {
     /// The event for a connect. `time`: RFC 3339.
     pub fn connect(&self, record: &ConnectRecord, facts: Facts, time: String) -> Event {
         let addr = Addr::from_v6(record.dst);
-        let names: Vec<NameOrigin> =
-            self.table.origins(addr, record.time).map(|origin| name_origin(&origin, record.time)).collect();
+        let origins = self.table.origins(addr, sender(record), record.time);
+        let names: Vec<NameOrigin> = origins.iter().map(|origin| name_origin(origin, record.time)).collect();
         let verdict = verdict_name(record.verdict);
         // The kernel side lets pass by the rule that would have refused.
         let by = self.compiled.as_ref().and_then(|compiled| compiled.rule(record.rule));
@@ -582,8 +586,16 @@ pub(super) fn name_origin(origin: &Origin<'_>, now: BootNanos) -> NameOrigin {
         age_ms: now.saturating_sub(*seen) / 1_000_000,
         // Rounded down: 0 is less than a second.
         ttl_left: (i128::from(*ttl_until) - i128::from(now)).div_euclid(1_000_000_000) as i64,
-        asked_by: None,
+        asked_by: origin.asked_by,
     }
+}
+
+/// Who connects, as who sends a question.
+fn sender(record: &ConnectRecord) -> Sender {
+    if record.process_start == 0 || record.cgroup == 0 {
+        return Sender::NONE;
+    }
+    Sender { process: Sender::process(record.pid, record.process_start), cgroup: record.cgroup }
 }
 
 fn process(record: &ConnectRecord, facts: Facts) -> Process {
@@ -674,6 +686,7 @@ mod tests {
 
     use super::*;
     use crate::engine::policy::{self, Lists};
+    use crate::engine::record::Asker;
 
     const SECOND: BootNanos = 1_000_000_000;
     const TABLE: TableConfig = TableConfig { ttl_floor: 10, ttl_cap: 100, capacity: 100 };
@@ -696,6 +709,7 @@ mod tests {
             time,
             server: Addr::from_v4([192, 0, 2, 53]).octets(),
             client: Addr::from_v4([192, 0, 2, 1]).octets(),
+            sender: Sender::NONE,
             client_port: 4000,
             protocol: 17,
             sequence: 0,
@@ -751,6 +765,32 @@ mod tests {
         assert_eq!((rule.reason, rule.held_back), (RefusedReason::RuleQuota, 1));
         state.answer(&stream, &tcp);
         assert_eq!(denied(&state, SECOND), 8);
+    }
+
+    /// The kernel and the daemon call a process by the same word.
+    #[test]
+    fn a_connect_knows_its_own_question() {
+        let mut state = State::new(TABLE, NeverDeny::default(), Quotas::NONE);
+        let sender = Sender { process: Sender::process(7, 5), cgroup: 3 };
+        state.answer(&AnswerRecord { sender, ..record(SECOND, Outcome::Decided) }, &message(&[1]));
+        let rows = [
+            (7, 5, 3, Some(Asker::Process)),
+            (7, 6, 3, Some(Asker::Cgroup)), // the number is another process's now
+            (8, 5, 4, Some(Asker::Host)),
+            (7, 0, 3, None),
+            (7, 5, 0, None),
+        ];
+        // SAFETY: integers and byte arrays only: zero is a value of each.
+        let empty: ConnectRecord = unsafe { std::mem::zeroed() };
+        for (pid, process_start, cgroup, want) in rows {
+            let dst = Addr::from_v4([198, 51, 100, 1]).octets();
+            let connect = ConnectRecord { pid, process_start, cgroup, dst, time: SECOND, ..empty };
+            let Event::UdpConnect(event) = state.connect(&connect, Facts::default(), String::new()) else {
+                panic!("no connect")
+            };
+            assert_eq!(event.names.len(), 1);
+            assert_eq!(event.names[0].asked_by, want, "{pid} {process_start} {cgroup}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 
+use enforcer_common::belief::Sender;
 use enforcer_common::condition::{Kind, decide, keep_spoken, key, narrow, rows, spare, spoken_of};
 use enforcer_common::event::AnswerRecord;
 use enforcer_common::limits::SHARED_SECONDS;
@@ -291,6 +292,7 @@ impl Host {
             time: self.now,
             server: addr(53).octets(),
             client: addr(54).octets(),
+            sender: Sender::NONE,
             client_port: 1,
             protocol: UDP,
             sequence: 0,

@@ -58,9 +58,9 @@ mod tests {
         assert!(matches!(Record::parse(&bytes), Some(Record::Connect(..))));
         assert!(Record::parse(&bytes[..175]).is_none());
         bytes[0] = KIND_ANSWER as u8;
-        bytes[4] = 136;
-        assert!(matches!(Record::parse(&bytes), Some(Record::Answer(_, payload)) if payload.len() == 136));
-        bytes[4] = 137;
+        bytes[4] = 120;
+        assert!(matches!(Record::parse(&bytes), Some(Record::Answer(_, payload)) if payload.len() == 120));
+        bytes[4] = 121;
         assert!(Record::parse(&bytes).is_none(), "the payload is longer than the record");
     }
 }

@@ -1,13 +1,16 @@
 //! What DNS answers taught us: which names lead to which addresses, and for how long that is believed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use enforcer_common::Addr;
+use enforcer_common::belief::Sender;
 use enforcer_common::verdict::BootNanos;
 
 use super::wire::Answer;
 use crate::engine::name::Name;
+use crate::engine::record::Asker;
 
 /// Bindings of one address. Full: the one that runs out first makes room. Otherwise a name with a wildcard
 /// record, asked for in a million spellings, makes every look at its address expensive.
@@ -16,6 +19,9 @@ pub const PER_ADDRESS: usize = 256;
 /// Memory for names, a binding on average. Used up: as if the table were full. Otherwise chains of 17 names
 /// of 255 bytes each would take gigabytes before the count of bindings stops them.
 pub const NAME_BYTES_PER_BINDING: usize = 256;
+
+/// Processes that are remembered to have asked for one binding. More: who asked last longest ago is forgotten.
+pub const SENDERS: usize = 8;
 
 const SECOND: BootNanos = 1_000_000_000;
 
@@ -43,6 +49,44 @@ pub struct Binding {
     pub server: Option<Addr>,
     /// When its TTL runs out, whatever we believe.
     pub ttl_until: BootNanos,
+    /// Who asked, each process once, who asked last last.
+    senders: Vec<Sender>,
+}
+
+impl Binding {
+    fn asked(&mut self, by: Sender) {
+        if by == Sender::NONE {
+            return;
+        }
+        self.senders.retain(|sender| sender.process != by.process);
+        if self.senders.len() >= SENDERS {
+            self.senders.remove(0);
+        }
+        // There are many bindings, and most have one.
+        self.senders.reserve_exact(1);
+        self.senders.push(by);
+    }
+
+    /// Who asked, seen from `who`: the nearest.
+    fn asked_by(&self, who: Sender) -> Option<Asker> {
+        let asked = |by: &Sender| {
+            if by.process == who.process {
+                Asker::Process
+            } else if by.cgroup == who.cgroup {
+                Asker::Cgroup
+            } else {
+                Asker::Host
+            }
+        };
+        if who == Sender::NONE { None } else { self.senders.iter().map(asked).min() }
+    }
+}
+
+/// Who answered whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Exchange {
+    pub server: Addr,
+    pub sender: Sender,
 }
 
 /// A name that led to an address, and the binding that says so.
@@ -52,6 +96,8 @@ pub struct Origin<'a> {
     /// In the question, not a target on the way.
     pub asked: bool,
     pub binding: &'a Binding,
+    /// Whichever binding has the name.
+    pub asked_by: Option<Asker>,
 }
 
 /// Bindings by address and by expiry.
@@ -85,8 +131,9 @@ impl Table {
 
     /// Takes an answer. Gives the addresses whose bindings changed, those that had to make room included:
     /// plan them before the next answer is taken, so that what they claimed is not forgotten.
-    /// `server`: who sent it.
-    pub fn observe(&mut self, answer: &Answer, server: Option<Addr>, now: BootNanos) -> Vec<Addr> {
+    pub fn observe(&mut self, answer: &Answer, exchange: Option<Exchange>, now: BootNanos) -> Vec<Addr> {
+        let server = exchange.map(|exchange| exchange.server);
+        let sender = exchange.map_or(Sender::NONE, |exchange| exchange.sender);
         let mut fresh: BTreeMap<Addr, u32> = BTreeMap::new();
         for (addr, ttl) in &answer.addresses {
             let longest = fresh.entry(*addr).or_default();
@@ -100,6 +147,7 @@ impl Table {
             chain = self.bindings.get(&id).map(|binding| binding.chain.clone());
             if let Some(binding) = self.bindings.get_mut(&id) {
                 (binding.server, binding.ttl_until) = (server, ttl_until(*ttl));
+                binding.asked(sender);
             }
             if self.refresh(id, self.until(*ttl, now), now) {
                 changed.insert(*addr);
@@ -112,7 +160,10 @@ impl Table {
             changed.extend(fresh.keys());
             for (addr, ttl) in fresh {
                 let (until, ttl_until) = (self.until(ttl, now), ttl_until(ttl));
-                self.insert(Binding { chain: chain.clone(), addr, until, seen: now, server, ttl_until });
+                let (chain, senders) = (chain.clone(), Vec::new());
+                let mut binding = Binding { chain, addr, until, seen: now, server, ttl_until, senders };
+                binding.asked(sender);
+                self.insert(binding);
             }
         }
         changed.into_iter().collect()
@@ -128,24 +179,37 @@ impl Table {
             return false;
         }
         // What its TTL was is not remembered: it counts as run out.
-        self.insert(Binding { chain: chain.into(), addr, until, seen: now, server: None, ttl_until: now });
+        let (chain, senders) = (chain.into(), Vec::new());
+        self.insert(Binding { chain, addr, until, seen: now, server: None, ttl_until: now, senders });
         true
     }
 
     /// Every name that led to the address: the chain that was seen last comes first.
     pub fn names(&self, addr: Addr, now: BootNanos) -> Vec<Name> {
-        self.origins(addr, now).map(|origin| origin.name.clone()).collect()
+        self.origins(addr, Sender::NONE, now).iter().map(|origin| origin.name.clone()).collect()
     }
 
-    /// The same, each with the binding that was seen last.
-    pub fn origins(&self, addr: Addr, now: BootNanos) -> impl Iterator<Item = Origin<'_>> {
-        let mut known = HashSet::new();
-        let alive = self.bindings(addr).filter(move |binding| now < binding.until);
-        let all = alive.flat_map(|binding| {
-            let names = binding.chain.iter().enumerate();
-            names.map(move |(place, name)| Origin { name, asked: place == 0, binding })
-        });
-        all.filter(move |origin| known.insert(origin.name))
+    /// The same, each with the binding that was seen last. `who`: from whom who asked is seen.
+    pub fn origins(&self, addr: Addr, who: Sender, now: BootNanos) -> Vec<Origin<'_>> {
+        let mut known: HashMap<&Name, usize> = HashMap::new();
+        let mut origins: Vec<Origin<'_>> = Vec::new();
+        for binding in self.bindings(addr).filter(|binding| now < binding.until) {
+            let asked_by = binding.asked_by(who);
+            for (place, name) in binding.chain.iter().enumerate() {
+                match known.entry(name) {
+                    Entry::Vacant(free) => {
+                        free.insert(origins.len());
+                        origins.push(Origin { name, asked: place == 0, binding, asked_by });
+                    }
+                    Entry::Occupied(at) => {
+                        if let Some(origin) = origins.get_mut(*at.get()) {
+                            origin.asked_by = origin.asked_by.into_iter().chain(asked_by).min();
+                        }
+                    }
+                }
+            }
+        }
+        origins
     }
 
     /// The bindings of an address, the one that was seen last first; also those that ran out since the last
@@ -366,6 +430,58 @@ mod tests {
         assert_eq!(changed, [2, 3, 4, 5].map(addr));
         assert_eq!((table.len(), table.evicted), (3, 2));
         assert_eq!(table.addresses().collect::<BTreeSet<_>>(), [1, 4, 5].map(addr).into());
+    }
+
+    fn by(process: u64, cgroup: u64) -> Sender {
+        Sender { process, cgroup }
+    }
+
+    fn heard(table: &mut Table, chain: &[&str], sender: Sender, now: BootNanos) {
+        table.observe(&answer(chain, &[(1, 90)]), Some(Exchange { server: addr(53), sender }), now);
+    }
+
+    fn askers(table: &Table, who: Sender) -> Vec<Option<Asker>> {
+        table.origins(addr(1), who, 20).iter().map(|origin| origin.asked_by).collect()
+    }
+
+    #[test]
+    fn who_asked_is_seen_from_who_connects() {
+        let mut table = Table::new(CONFIG);
+        table.restore(&[Name::from_text("a").unwrap()], addr(1), 90 * SECOND, 0);
+        heard(&mut table, &["a"], Sender::NONE, 0);
+        assert_eq!(askers(&table, by(1, 10)), [None], "nobody is known to have asked");
+        heard(&mut table, &["a"], by(1, 10), 1);
+        heard(&mut table, &["a"], by(2, 20), 2);
+        let rows = [
+            (by(1, 10), Some(Asker::Process)),
+            (by(2, 99), Some(Asker::Process)), // moved since
+            (by(3, 20), Some(Asker::Cgroup)),
+            (by(4, 99), Some(Asker::Host)),
+            (Sender::NONE, None),
+        ];
+        for (who, want) in rows {
+            assert_eq!(askers(&table, who), [want], "{who:?}");
+        }
+        // Another way to the address, by another process: each name has its nearest, and those in both that of both.
+        heard(&mut table, &["b", "a"], by(3, 20), 3);
+        assert_eq!(names(&table, 1, 20), ["b", "a"]);
+        assert_eq!(askers(&table, by(1, 10)), [Some(Asker::Host), Some(Asker::Process)]);
+        assert_eq!(askers(&table, by(3, 20)), [Some(Asker::Process); 2]);
+    }
+
+    #[test]
+    fn so_many_are_remembered_to_have_asked_and_each_once() {
+        let mut table = Table::new(CONFIG);
+        let last = 20 + SENDERS as u64;
+        for process in (1..=last).flat_map(|process| [process, 1]) {
+            heard(&mut table, &["a"], by(process, process), process);
+        }
+        let binding = table.bindings(addr(1)).next().unwrap();
+        assert_eq!((binding.senders.len(), binding.senders.capacity()), (SENDERS, SENDERS));
+        let known: Vec<_> =
+            (1..=last).filter(|n| askers(&table, by(*n, 0)) == [Some(Asker::Process)]).collect();
+        let want: Vec<_> = [1].into_iter().chain(last - SENDERS as u64 + 2..=last).collect();
+        assert_eq!(known, want);
     }
 
     #[test]

@@ -430,7 +430,7 @@ fn check_shape(ebpf: &Ebpf, name: &'static str, path: &Path) -> Result<(), BpfEr
         HOST => (16, 4),
         NEVER_DENY | TRUSTED => (20, 4),
         ASKED => (4, size_of::<belief::Bucket>() as u32),
-        OPENED => (8, 8),
+        OPENED => (8, size_of::<belief::Sender>() as u32),
         OWNERS => (4, (size_of::<ConnectRecord>() + limits::KEPT + 8) as u32),
         CONTROL => (4, size_of::<Control>() as u32),
         HEADERS => (4, size_of::<Header>() as u32),

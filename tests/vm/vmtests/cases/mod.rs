@@ -1,6 +1,7 @@
 //! The tests by name. A name says what is promised.
 
 mod admin;
+mod askers;
 mod backstop;
 mod browser;
 mod cached;
@@ -55,6 +56,7 @@ pub(crate) fn all() -> Vec<Test> {
             race::native(),
             resolvers::tests(),
             events::native(),
+            askers::tests(),
             facts::native(),
             flows::tests(),
             volume::tests(),
@@ -103,6 +105,7 @@ pub(crate) fn all() -> Vec<Test> {
         exec_cargo::tests(),
         race::tests(),
         events::tests(),
+        askers::tests(),
         facts::tests(),
         flows::tests(),
         volume::tests(),
