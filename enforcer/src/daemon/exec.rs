@@ -19,6 +19,7 @@ use super::installer::Installer;
 use crate::config::{Config, DefaultVerdict};
 use crate::engine::compile::Compiled;
 use crate::engine::record::{Event, VerdictName};
+use crate::engine::reload::Kernel as _;
 use crate::engine::state::{Facts, State};
 use crate::sys::bpf::{Hooks, Kernel, Options, Ring};
 use crate::sys::clock;
@@ -172,12 +173,12 @@ impl Session {
                 "rules with ports, protocols or a scope cannot be put in force".into(),
             ));
         }
-        self.installer.put_networks(compiled.networks());
+        self.installer.set_networks(compiled.networks());
         if !self.installer.install(compiled.tables()) {
             return Err(DaemonError::Start("the names of the policy cannot be put in force".into()));
         }
         let steps = self.state.set_policy(compiled, clock::boot_ns());
-        self.installer.apply(steps, &mut self.state);
+        self.installer.addresses(steps, &mut self.state);
         Ok(())
     }
 
@@ -205,7 +206,7 @@ impl Session {
                 _ = signals.hup.recv() => drop(kill_process(pid, Signal::HUP)),
                 _ = ticks.tick() => {
                     let steps = self.state.tick(clock::boot_ns());
-                    self.installer.apply(steps, &mut self.state);
+                    self.installer.addresses(steps, &mut self.state);
                     self.drain(ring.get_mut());
                 }
                 ready = ring.readable_mut() => {
@@ -225,7 +226,7 @@ impl Session {
         match Record::parse(bytes) {
             Some(Record::Answer(header, payload)) => {
                 let steps = self.state.answer(&header, payload);
-                self.installer.apply(steps, &mut self.state);
+                self.installer.addresses(steps, &mut self.state);
             }
             Some(Record::Connect(record, _)) => {
                 let event = self.state.connect(&record, Facts::default(), clock::wall_time(record.time));

@@ -12,10 +12,11 @@ use enforcer_common::{Addr, Entry, Seats};
 use ipnetwork::IpNetwork;
 use tracing::{error, warn};
 
-use crate::engine::compile::{Network, side_by_side};
+use crate::engine::compile::{Change, Network, changes};
 use crate::engine::conditions::Table;
 use crate::engine::plan::Step;
 use crate::engine::record::LayerName;
+use crate::engine::reload;
 use crate::engine::state::{NeverDeny, State};
 use crate::engine::tables::Tables;
 use crate::sys::bpf::{Answers, BpfError, Kernel};
@@ -71,52 +72,9 @@ impl Installer {
         Ok(all.into_iter().collect())
     }
 
-    pub(super) fn apply(&mut self, steps: Vec<Step>, state: &mut State) {
-        for step in steps {
-            self.changes += 1;
-            match step {
-                Step::Put(addr, entry) => {
-                    if let Err(error) = self.kernel.put_address(addr, entry) {
-                        self.failed_inserts += 1;
-                        state.failed(addr);
-                        complain("an address is NOT denied", &error);
-                    }
-                }
-                Step::Remove(addr) => {
-                    if let Err(error) = self.kernel.remove_address(addr) {
-                        complain("an address stays denied until its entry runs out", &error);
-                    }
-                }
-            }
-        }
-    }
-
-    /// From here on the packet path matches with these tables. True: what it entered before is to be discarded
-    /// once the ring was read to its end.
-    pub(super) fn install(&mut self, tables: &Tables) -> bool {
-        let before = self.count(Counter::AnsweredEntered);
-        let installed = self.kernel.answers.install(tables).map(|()| self.entered_before = before);
-        installed
-            .map_err(|error| error!(%error, "the kernel keeps matching answers with the rules before these"))
-            .is_ok()
-    }
-
-    /// After other rules came: what no innocent name leads to any more is not shared.
-    pub(super) fn review_shared(&mut self, is_shared: impl Fn(Addr) -> bool) {
-        let forget = |answers: &mut Answers| -> Result<(), BpfError> {
-            let all = answers.shared()?;
-            all.into_iter()
-                .filter(|(addr, _)| !is_shared(*addr))
-                .try_for_each(|(addr, _)| answers.forget_shared(addr))
-        };
-        if let Err(error) = forget(&mut self.kernel.answers) {
-            complain("an address may be let through as shared until that runs out", &error);
-        }
-    }
-
     /// Addresses that are shared now. None, where no rule asks.
     pub(super) fn shared(&self, now: BootNanos) -> HashMap<Addr, BootNanos> {
-        if self.conditions().unshared().is_none() {
+        if self.kernel.conditions.in_force().unshared().is_none() {
             return HashMap::new();
         }
         let all = self.kernel.answers.shared().unwrap_or_else(|error| {
@@ -126,19 +84,11 @@ impl Installer {
         all.into_iter().filter(|(_, until)| now < *until).collect()
     }
 
-    /// As `install`, with the same tables.
+    /// From here on answers are entered into the other map, as after `install`.
     pub(super) fn rotate(&mut self) -> bool {
         let before = self.count(Counter::AnsweredEntered);
         let rotated = self.kernel.answers.rotate().map(|()| self.entered_before = before);
         rotated.map_err(|error| complain("what was answered piles up", &error)).is_ok()
-    }
-
-    /// What was entered before the last `install` or `rotate`.
-    pub(super) fn retired(&self) -> Vec<(Addr, Entry)> {
-        self.kernel.answers.retired().unwrap_or_else(|error| {
-            complain("an address whose answer was lost may stop being denied", &error);
-            Vec::new()
-        })
     }
 
     /// Addresses in the map that answers are entered into now.
@@ -156,18 +106,6 @@ impl Installer {
             .is_ok()
     }
 
-    /// From here on these conditional rules are in force. False: those before still are.
-    pub(super) fn enforce(&mut self, conditions: &Table) -> bool {
-        let enforced = self.kernel.conditions.enforce(conditions);
-        enforced
-            .map_err(|error| error!(%error, "rules with ports, protocols or a scope stay as they were"))
-            .is_ok()
-    }
-
-    pub(super) fn conditions(&self) -> &Table {
-        self.kernel.conditions.in_force()
-    }
-
     /// Addresses and networks that no answer may deny; and who is believed: the host's servers, and others.
     pub(super) fn protect(&mut self, never: &NeverDeny, servers: &HashSet<Addr>, trusted: &[IpNetwork]) {
         let answers = &mut self.kernel.answers;
@@ -182,71 +120,6 @@ impl Installer {
         if let Err(error) = self.kernel.answers.set_trusted(&all.into_iter().collect::<Vec<_>>()) {
             complain("answers of a server that this host uses may not be believed", &error);
         }
-    }
-
-    /// Before a change of the policy: every network gets the new exceptions, and the seats of the new conditional
-    /// rules, which are not in force yet.
-    pub(super) fn prepare_networks(&mut self, new: &BTreeMap<Network, Entry>) {
-        for (network, old, new) in side_by_side(&self.networks, new) {
-            let more = first_and_last(new);
-            if more != Entry::NONE {
-                self.put_network(network, old.unwrap_or(Entry::NONE).merge(more));
-            }
-        }
-    }
-
-    /// Adds and updates; old seats and exceptions stay, and what the new set no longer has.
-    pub(super) fn put_networks(&mut self, new: &BTreeMap<Network, Entry>) {
-        for (network, old, _) in side_by_side(&self.networks, new) {
-            if let Some(entry) = new.get(&network) {
-                self.put_network(network, entry.merge(first_and_last(old)));
-            }
-        }
-    }
-
-    /// After everything else is in place: removes what the new set no longer has, but for old seats and exceptions.
-    pub(super) fn remove_networks(&mut self, new: &BTreeMap<Network, Entry>) {
-        for (network, old, around) in side_by_side(&self.networks, new) {
-            match first_and_last(old) {
-                _ if new.contains_key(&network) => {}
-                Entry::NONE => self.remove_network(network),
-                rest => self.put_network(network, around.unwrap_or(Entry::NONE).merge(rest)),
-            }
-        }
-    }
-
-    /// Old conditional rules are not in force any more: what is left of them, and old exceptions, go.
-    pub(super) fn conclude_networks(&mut self, new: &BTreeMap<Network, Entry>) {
-        for (network, entry) in new {
-            self.put_network(*network, *entry);
-        }
-        let old: Vec<Network> =
-            self.networks.keys().filter(|network| !new.contains_key(network)).copied().collect();
-        old.into_iter().for_each(|network| self.remove_network(network));
-    }
-
-    fn remove_network(&mut self, network: Network) {
-        match self.kernel.remove_network(network) {
-            Ok(()) => drop(self.networks.remove(&network)),
-            Err(error) => complain("a network stays denied", &error),
-        }
-    }
-
-    fn put_network(&mut self, network: Network, entry: Entry) {
-        if self.networks.get(&network) == Some(&entry) {
-            return;
-        }
-        match self.kernel.put_network(network, entry) {
-            Ok(()) => drop(self.networks.insert(network, entry)),
-            Err(error) => {
-                self.failed_inserts += 1;
-                complain("a network is NOT denied", &error);
-            }
-        }
-    }
-
-    pub(super) fn networks(&self) -> &BTreeMap<Network, Entry> {
-        &self.networks
     }
 
     pub(super) fn count(&self, counter: Counter) -> u64 {
@@ -275,11 +148,86 @@ impl Installer {
     }
 }
 
-/// What is given first and taken last when a policy changes, so that whatever refuses stands beside what excepts
-/// from it.
-fn first_and_last(entry: Option<Entry>) -> Entry {
-    let Entry { allow, conditional, .. } = entry.unwrap_or(Entry::NONE);
-    Entry { allow, conditional, ..Entry::NONE }
+impl reload::Kernel for Installer {
+    fn addresses(&mut self, steps: Vec<Step>, state: &mut State) {
+        for step in steps {
+            self.changes += 1;
+            match step {
+                Step::Put(addr, entry) => {
+                    if let Err(error) = self.kernel.put_address(addr, entry) {
+                        self.failed_inserts += 1;
+                        state.failed(addr);
+                        complain("an address is NOT denied", &error);
+                    }
+                }
+                Step::Remove(addr) => {
+                    if let Err(error) = self.kernel.remove_address(addr) {
+                        complain("an address stays denied until its entry runs out", &error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn networks(&self) -> &BTreeMap<Network, Entry> {
+        &self.networks
+    }
+
+    fn set_networks(&mut self, wanted: &BTreeMap<Network, Entry>) {
+        for change in changes(&self.networks, wanted) {
+            match change {
+                Change::Put(network, entry) => match self.kernel.put_network(network, entry) {
+                    Ok(()) => drop(self.networks.insert(network, entry)),
+                    Err(error) => {
+                        self.failed_inserts += 1;
+                        complain("a network is NOT denied", &error);
+                    }
+                },
+                Change::Remove(network) => match self.kernel.remove_network(network) {
+                    Ok(()) => drop(self.networks.remove(&network)),
+                    Err(error) => complain("a network stays denied", &error),
+                },
+            }
+        }
+    }
+
+    fn conditions(&self) -> &Table {
+        self.kernel.conditions.in_force()
+    }
+
+    fn enforce(&mut self, conditions: &Table) -> bool {
+        let enforced = self.kernel.conditions.enforce(conditions);
+        enforced
+            .map_err(|error| error!(%error, "rules with ports, protocols or a scope stay as they were"))
+            .is_ok()
+    }
+
+    fn install(&mut self, tables: &Tables) -> bool {
+        let before = self.count(Counter::AnsweredEntered);
+        let installed = self.kernel.answers.install(tables).map(|()| self.entered_before = before);
+        installed
+            .map_err(|error| error!(%error, "the kernel keeps matching answers with the rules before these"))
+            .is_ok()
+    }
+
+    fn retired(&self) -> Vec<(Addr, Entry)> {
+        self.kernel.answers.retired().unwrap_or_else(|error| {
+            complain("an address whose answer was lost may stop being denied", &error);
+            Vec::new()
+        })
+    }
+
+    fn review_shared(&mut self, is_shared: impl Fn(Addr) -> bool) {
+        let forget = |answers: &mut Answers| -> Result<(), BpfError> {
+            let all = answers.shared()?;
+            all.into_iter()
+                .filter(|(addr, _)| !is_shared(*addr))
+                .try_for_each(|(addr, _)| answers.forget_shared(addr))
+        };
+        if let Err(error) = forget(&mut self.kernel.answers) {
+            complain("an address may be let through as shared until that runs out", &error);
+        }
+    }
 }
 
 /// Without seats that nobody has.

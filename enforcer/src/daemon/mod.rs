@@ -37,6 +37,7 @@ use crate::engine::blindness::Blindness;
 use crate::engine::compile::{Beside, Compiled};
 use crate::engine::process::Tail;
 use crate::engine::record::Event;
+use crate::engine::reload::{self, Begun, Kernel as _};
 use crate::engine::state::State;
 use crate::sys::bpf::Ring;
 use crate::sys::canary::{self, Canary};
@@ -422,7 +423,7 @@ impl Daemon {
             Some(Record::Answer(header, payload)) => {
                 let steps = self.state.answer(&header, payload);
                 self.note_denials(&steps);
-                self.installer.apply(steps, &mut self.state);
+                self.installer.addresses(steps, &mut self.state);
                 for event in self.state.refusals(clock::wall_time) {
                     self.emit(Arc::new(event), None);
                 }
@@ -484,7 +485,10 @@ impl Daemon {
             if self.losses.answers != self.settled.answers {
                 self.settled = self.losses;
                 let steps = self.state.carry(self.installer.retired(), clock::boot_ns());
-                self.installer.apply(steps, &mut self.state);
+                self.installer.addresses(steps, &mut self.state);
+            }
+            if self.concluding {
+                reload::hold(&mut self.state, &mut self.installer, clock::boot_ns());
             }
             self.retired = !self.installer.discard_retired();
             if self.concluding && !self.retired {
@@ -563,28 +567,19 @@ impl Daemon {
             self.again = self.concluding;
             return;
         };
-        // First every entry gets the new exceptions and the seats of the new conditional rules, then these are in
-        // force beside the old ones.
-        let steps = self.state.prepare(&compiled, beside.conditions.active(), clock::boot_ns());
-        self.installer.apply(steps, &mut self.state);
-        self.installer.prepare_networks(compiled.networks());
-        if !self.installer.enforce(&compiled.conditions().transition) {
+        // What was answered before counts before. (At a start, see above.)
+        if self.state.compiled().is_some() {
+            let _ = (0..SETTLE).any(|_| self.drain(ring));
+        }
+        let begun = reload::begin(&mut self.state, &mut self.installer, compiled, clock::boot_ns());
+        if begun == Begun::Not {
             if !self.concluding {
                 self.conclude(ring); // takes the new ones out again
             }
             return;
         }
-        // Networks: they need no answer, and what both sets share is never taken away.
-        self.installer.put_networks(compiled.networks());
-        // Then new answers, then those already seen. What the old rules entered goes last (`settle`).
-        let installed = self.installer.install(compiled.tables());
+        let installed = begun == Begun::InForce;
         self.retired |= installed;
-        let networks = compiled.networks().clone();
-        let steps = self.state.set_policy(compiled, clock::boot_ns());
-        self.installer.apply(steps, &mut self.state);
-        let now = clock::boot_ns();
-        self.installer.review_shared(|addr| self.state.is_shared(addr, now));
-        self.installer.remove_networks(&networks);
         self.look_at_connections();
         // While the packet path still has the old tables it gives out the old seats.
         self.concluding = installed;
@@ -610,17 +605,12 @@ impl Daemon {
         })
     }
 
-    /// Everything that is known was matched with the new rules: the old conditional ones and exceptions go.
+    /// Everything that is known was matched with the new rules: the old ones go.
     fn conclude(&mut self, ring: &mut Ring) {
-        let Some(compiled) = self.state.compiled() else { return };
-        let (table, networks) = (compiled.conditions().table.clone(), compiled.networks().clone());
-        if !self.installer.enforce(&table) {
+        if !reload::conclude(&mut self.state, &mut self.installer, clock::boot_ns()) {
             return;
         }
         self.concluding = false;
-        let steps = self.state.conclude(clock::boot_ns());
-        self.installer.apply(steps, &mut self.state);
-        self.installer.conclude_networks(&networks);
         self.look_at_connections();
         if std::mem::take(&mut self.again) {
             self.reload("again", ring);
@@ -645,7 +635,7 @@ impl Daemon {
         self.end_trial(now, ring);
         let steps = self.state.tick(now);
         self.note_denials(&steps);
-        self.installer.apply(steps, &mut self.state);
+        self.installer.addresses(steps, &mut self.state);
         self.tell_losses();
         if self.ticks.is_multiple_of(ROTATION_TICKS) {
             self.retired |= self.installer.rotate();
@@ -677,7 +667,7 @@ impl Daemon {
         self.host = host;
         let steps = self.state.set_host(self.host.protected(), clock::boot_ns());
         self.note_denials(&steps);
-        self.installer.apply(steps, &mut self.state);
+        self.installer.addresses(steps, &mut self.state);
         self.protect();
         self.retired |= self.installer.rotate();
         if self.config.doh == Doh::Deny {

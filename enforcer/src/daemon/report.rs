@@ -18,6 +18,7 @@ use crate::config::{DefaultVerdict, Mode};
 use crate::engine::compile::Network;
 use crate::engine::explain::Asked;
 use crate::engine::record::Event;
+use crate::engine::reload::Kernel as _;
 use crate::engine::state::{Claimed, speaking};
 use crate::sys::bpf::Hooks;
 use crate::sys::canary::Canary;

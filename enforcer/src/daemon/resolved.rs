@@ -7,6 +7,7 @@ use tracing::warn;
 
 use super::Daemon;
 use crate::engine::dns::monitor::Heard;
+use crate::engine::reload::Kernel as _;
 use crate::sys::clock;
 use crate::sys::log::RateLimit;
 use crate::sys::resolved::Monitor;
@@ -46,7 +47,7 @@ impl Daemon {
         let (state, kernel) = (&mut self.state, &*self.installer.kernel());
         let steps = state.monitored(message, clock::boot_ns(), |addr| kernel.has_entered(addr));
         self.note_denials(&steps);
-        self.installer.apply(steps, &mut self.state);
+        self.installer.addresses(steps, &mut self.state);
         for event in self.state.refusals(clock::wall_time) {
             self.emit(Arc::new(event), None);
         }

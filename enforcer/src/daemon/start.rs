@@ -135,7 +135,7 @@ pub(super) fn state(config: &Config, host: &Host) -> State {
     let never = NeverDeny { networks, host: host.protected() };
     let Lifetime { floor, cap } = config.lifetime();
     let table = TableConfig { ttl_floor: floor, ttl_cap: cap, capacity: limits::TABLE_BINDINGS };
-    State::new(table, never, config.quotas())
+    State::new(table, never, config.quotas(), config.default == DefaultVerdict::Deny)
 }
 
 fn events(kinds: EventKinds) -> u32 {

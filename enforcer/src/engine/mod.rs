@@ -16,6 +16,7 @@ pub mod process;
 mod quota;
 pub mod record;
 mod refused;
+pub mod reload;
 pub mod shared;
 pub mod sockaddr;
 pub mod state;

@@ -15,6 +15,7 @@ use enforcer_common::{Addr, Claim, Entry, RuleId, Seats};
 
 use super::dns::table::Table;
 use super::name::Name;
+use super::reload::Part;
 
 /// The rules, as far as the planner needs them.
 pub trait Matcher {
@@ -58,8 +59,8 @@ pub struct Planner {
     installed: HashMap<Addr, Entry>,
     /// Of `installed`: when each conditional rule's turn is over.
     seated: HashMap<Addr, Sitting>,
-    /// While a policy changes: seats that stay in entries, as exceptions do, whatever the rules say. See `prepare`.
-    kept: Option<Seats>,
+    /// While a policy changes: what stays in entries, whatever the rules say.
+    kept: Option<Kept>,
     /// Of `installed`, by the time at which there is something to do about the entry.
     by_until: BTreeSet<(BootNanos, Addr)>,
     /// Claims without a binding.
@@ -68,6 +69,13 @@ pub struct Planner {
     owed: BTreeMap<Addr, Owed>,
     /// Addresses in the never-deny set, with how many of their bindings deny or audit.
     refused: HashMap<Addr, usize>,
+}
+
+/// What of the rules before these stays in entries.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    pub seats: Seats,
+    pub part: Part,
 }
 
 /// Seats and until when each is taken.
@@ -179,16 +187,14 @@ impl Planner {
         self.steps(wanted, view.now)
     }
 
-    /// Before a change of the policy to that of `view`: every entry gets the new exceptions, and the seats of the new
-    /// conditional rules, which are not in force yet, beside the old ones. From here on the old ones, `kept`, and old
-    /// exceptions stay in entries until `conclude`: whatever refuses meanwhile stands beside what excepts from it.
-    pub fn prepare(&mut self, kept: Seats, view: &View<'_>) -> Vec<Step> {
+    /// Before a change of the policy to that of `view`: every entry gets this part of it, and the seats of the new
+    /// conditional rules, beside what it has. From here on what is to be kept stays in entries until `conclude`.
+    pub fn prepare(&mut self, kept: Kept, given: Part, view: &View<'_>) -> Vec<Step> {
         self.kept = Some(kept);
         let mut wanted = BTreeMap::new();
         for addr in self.all(view) {
             let Some(new) = self.wanted(addr, view) else { continue };
-            let more =
-                Exact { claims: Entry { allow: new.claims.allow, ..Entry::NONE }, sitting: new.sitting };
+            let more = Exact { claims: given.of(new.claims), sitting: new.sitting };
             if more.is_none() {
                 continue;
             }
@@ -199,7 +205,30 @@ impl Planner {
         self.steps(wanted, view.now)
     }
 
-    /// The old conditional rules are not in force any more: their seats are given back.
+    /// While a policy changes: what the packet path entered by the rules before is kept as what is planned here is.
+    pub fn hold(&mut self, entered: impl IntoIterator<Item = (Addr, Entry)>, view: &View<'_>) -> Vec<Step> {
+        let Some(Kept { seats, part }) = self.kept else { return Vec::new() };
+        let mut wanted = BTreeMap::new();
+        for (addr, entry) in entered.into_iter().filter(|(addr, _)| !(view.never)(*addr)) {
+            let Conditional { until, mut rules } = entry.conditional;
+            rules.keep(&seats);
+            let held = Entry { conditional: Conditional::new(rules, until), ..part.of(entry) };
+            let mut exact = self.exact(addr).live(view.now);
+            exact.add(&live(held, view.now));
+            if !exact.is_none() {
+                wanted.insert(addr, exact);
+            }
+        }
+        self.steps(wanted, view.now)
+    }
+
+    /// While a policy changes: only the old exceptions and seats are still kept.
+    pub fn relent(&mut self, view: &View<'_>) -> Vec<Step> {
+        self.kept = self.kept.map(|kept| Kept { part: Part::Exceptions, ..kept });
+        self.replan(view)
+    }
+
+    /// Nothing of the rules before these is in force any more.
     pub fn conclude(&mut self, view: &View<'_>) -> Vec<Step> {
         self.kept = None;
         self.replan(view)
@@ -242,8 +271,8 @@ impl Planner {
     fn keep(&self, addr: Addr, exact: &mut Exact, now: BootNanos) {
         let Some(kept) = &self.kept else { return };
         let installed = self.exact(addr).live(now);
-        exact.claims = exact.claims.merge(Entry { allow: installed.claims.allow, ..Entry::NONE });
-        let stay = installed.sitting.iter().filter(|(seat, _)| kept.has(**seat));
+        exact.claims = exact.claims.merge(kept.part.of(installed.claims));
+        let stay = installed.sitting.iter().filter(|(seat, _)| kept.seats.has(**seat));
         stay.for_each(|(seat, until)| exact.sit(*seat, *until));
     }
 
@@ -655,6 +684,10 @@ mod tests {
         assert_eq!(host.pass(50), [Step::Remove(addr(1))]);
     }
 
+    fn keep(seats: Seats) -> Kept {
+        Kept { seats, part: Part::Exceptions }
+    }
+
     #[test]
     fn old_seats_stay_until_the_new_rules_are_alone_in_force() {
         let seats = |all: &[u32], seconds: BootNanos| {
@@ -669,7 +702,7 @@ mod tests {
         assert_eq!(host.kernel[&addr(1)], both);
         // "a" gets another seat, "b" a conditional rule.
         host.rules = Rules(vec![(5, Verdict::Deny, "a"), (6, Verdict::Deny, "b")]);
-        host.run(|planner, view| planner.prepare(Seats::one(4), view));
+        host.run(|planner, view| planner.prepare(keep(Seats::one(4)), Part::Exceptions, view));
         assert_eq!(
             host.kernel[&addr(1)],
             Entry { deny: Claim::new(1, 10 * SECOND), ..seats(&[4, 5, 6], 20) }
@@ -688,12 +721,37 @@ mod tests {
     }
 
     #[test]
+    fn what_the_packet_path_entered_is_held_until_nothing_of_the_old_rules_is_in_force() {
+        let seat =
+            |seat| Entry { conditional: Conditional::new(Seats::one(seat), 20 * SECOND), ..Entry::NONE };
+        let mut host = Host::new(&[(4, Verdict::Deny, "a")], 99, 99);
+        host.answer(&["a"], &[(1, 20)]);
+        host.rules = Rules(Vec::new());
+        host.run(|planner, view| planner.prepare(keep(Seats::one(4)), Part::Exceptions, view));
+        host.replan();
+        assert_eq!(host.kernel, [(addr(1), seat(4))].into());
+        // An exception that is not planned yet, a refusal that goes, a seat of the new rules, what ran out.
+        let allow = Claim::new(1, 10 * SECOND);
+        let entered = [
+            (addr(1), Entry { allow, deny: allow, ..seat(5) }),
+            (addr(2), Entry { deny: allow, ..Entry::NONE }),
+            (addr(3), Entry { allow: Claim::new(1, 0), ..Entry::NONE }),
+        ];
+        host.run(|planner, view| planner.hold(entered, view));
+        assert_eq!(host.kernel, [(addr(1), Entry { allow, ..seat(4) })].into());
+        host.run(Planner::conclude);
+        assert_eq!(host.kernel, HashMap::new());
+        host.run(|planner, view| planner.hold(entered, view));
+        assert_eq!(host.kernel, HashMap::new(), "no policy changes");
+    }
+
+    #[test]
     fn exceptions_come_first_and_go_last() {
         let mut host = Host::new(&[(1, Verdict::Allow, "a"), (2, Verdict::Deny, "b")], 99, 99);
         host.answer(&["a"], &[(1, 20)]);
         host.answer(&["b"], &[(1, 10), (2, 10)]);
         host.rules = Rules(vec![(3, Verdict::Allow, "b")]);
-        host.run(|planner, view| planner.prepare(Seats::NONE, view));
+        host.run(|planner, view| planner.prepare(keep(Seats::NONE), Part::Exceptions, view));
         let allow = |rule, seconds: BootNanos| Claim::new(rule, seconds * SECOND);
         assert_eq!(host.kernel[&addr(1)], Entry { allow: allow(1, 20), ..deny(2, 10) });
         assert_eq!(host.kernel[&addr(2)], Entry { allow: allow(3, 10), ..deny(2, 10) });

@@ -73,7 +73,7 @@ mod tests {
 
     fn state(policy: &str, known: &[(&[&str], u8, u64)]) -> State {
         let table = TableConfig { ttl_floor: 10, ttl_cap: 1000, capacity: 1000 };
-        let mut state = State::new(table, NeverDeny::default(), Quotas::NONE);
+        let mut state = State::new(table, NeverDeny::default(), Quotas::NONE, false);
         let known: Vec<Remembered> = known
             .iter()
             .map(|(names, last, seconds)| Remembered {

@@ -10,7 +10,7 @@ use enforcer_common::belief::Sender;
 use enforcer_common::event::{AF_INET, AF_INET6, AnswerRecord, ConnectRecord, IN, Layer, RETURNED};
 use enforcer_common::quota::{Over, Quotas};
 use enforcer_common::verdict::{BootNanos, Conditional, FOREVER, NO_RULE, Said};
-use enforcer_common::{Addr, Claim, Entry, RuleId, Seats, Verdict};
+use enforcer_common::{Addr, Claim, Entry, RuleId, Verdict};
 
 use super::compile::{Compiled, Network};
 use super::conditions::Table;
@@ -19,7 +19,7 @@ use super::dns::table::{Binding, Exchange, Origin, Table as DnsTable, TableConfi
 use super::dns::wire;
 use super::explain::{self, Asked, Explanation, Known, Running};
 use super::name::Name;
-use super::plan::{Matcher, Planner, Step, View};
+use super::plan::{Kept, Matcher, Planner, Step, View};
 use super::policy::Action;
 use super::quota::Accounts;
 use super::record::{
@@ -27,6 +27,7 @@ use super::record::{
     RefusedReason, SocketConnect, VerdictName, family_name, printable, protocol_name, socket_type_name,
 };
 use super::refused::{Refused, What};
+use super::reload::Part;
 use super::sockaddr;
 
 const TCP: u16 = 6;
@@ -112,6 +113,8 @@ pub struct State {
     planner: Planner,
     /// A change of the policy has been prepared, and must be concluded.
     staged: bool,
+    /// `default = "deny"`: what no rule names is refused, and what an audit rule names passes.
+    default_deny: bool,
     never: NeverDeny,
     dns: DnsCounts,
     /// For answers that the kernel left to us.
@@ -122,13 +125,14 @@ pub struct State {
 }
 
 impl State {
-    pub fn new(table: TableConfig, never: NeverDeny, quotas: Quotas) -> Self {
+    pub fn new(table: TableConfig, never: NeverDeny, quotas: Quotas, default_deny: bool) -> Self {
         Self {
             compiled: None,
             table: DnsTable::new(table),
             streams: Streams::default(),
             planner: Planner::default(),
             staged: false,
+            default_deny,
             never,
             dns: DnsCounts::default(),
             accounts: Accounts::new(quotas),
@@ -178,16 +182,31 @@ impl State {
         self.replan(now)
     }
 
-    /// Before a new set of rules: entries that it will need beside those that are there. `in_force`: the seats of
-    /// conditional rules before it; its own are not yet.
-    pub fn prepare(&mut self, compiled: &Compiled, in_force: Seats, now: BootNanos) -> Vec<Step> {
-        self.staged |= compiled.is_staged() || self.compiled.as_ref().is_none_or(Compiled::is_staged);
+    pub fn default_deny(&self) -> bool {
+        self.default_deny
+    }
+
+    /// Before a new set of rules: this part of it, beside what is there. `kept`: of the rules before it, whose seats are in
+    /// force; its own are not yet.
+    pub fn prepare(&mut self, compiled: &Compiled, kept: Kept, given: Part, now: BootNanos) -> Vec<Step> {
+        let stages = |compiled: &Compiled| compiled.is_staged() || self.default_deny;
+        self.staged |= stages(compiled) || self.compiled.as_ref().is_none_or(stages);
         if !self.staged {
             return Vec::new();
         }
         let never = |addr| self.never.contains(addr);
         let view = View { table: &self.table, matcher: compiled, never: &never, now };
-        self.planner.prepare(in_force, &view)
+        self.planner.prepare(kept, given, &view)
+    }
+
+    /// What the packet path entered by the rules before these is to be discarded: what must last longer is planned.
+    pub fn hold(&mut self, entered: Vec<(Addr, Entry)>, now: BootNanos) -> Vec<Step> {
+        self.plan(now, |planner, view| planner.hold(entered, view))
+    }
+
+    /// The audit rules of the set before this one are not in force any more: its refusals go.
+    pub fn relent(&mut self, now: BootNanos) -> Vec<Step> {
+        if self.staged { self.plan(now, Planner::relent) } else { Vec::new() }
     }
 
     /// The conditional rules of the set before this one are not in force any more.
@@ -734,7 +753,7 @@ mod tests {
     #[test]
     fn quotas_hold_for_what_the_kernel_left_to_us_and_for_what_it_withheld() {
         let quotas = Quotas { name: Quota::new(3, 1000), rule: Quota::new(100, 1000) };
-        let mut state = State::new(TABLE, NeverDeny::default(), quotas);
+        let mut state = State::new(TABLE, NeverDeny::default(), quotas, false);
         state.set_policy(compiled(".bad.example"), 0);
         let denied = |state: &State, now| state.denied(now).len();
         // What the kernel decided it has charged itself.
@@ -770,7 +789,7 @@ mod tests {
     /// The kernel and the daemon call a process by the same word.
     #[test]
     fn a_connect_knows_its_own_question() {
-        let mut state = State::new(TABLE, NeverDeny::default(), Quotas::NONE);
+        let mut state = State::new(TABLE, NeverDeny::default(), Quotas::NONE, false);
         let sender = Sender { process: Sender::process(7, 5), cgroup: 3 };
         state.answer(&AnswerRecord { sender, ..record(SECOND, Outcome::Decided) }, &message(&[1]));
         let rows = [
@@ -797,7 +816,7 @@ mod tests {
     fn what_resolved_tells_is_late_only_if_no_packet_told_it() {
         let quotas = Quotas { name: Quota::new(2, 1000), rule: Quota::new(100, 1000) };
         let host = HashSet::from([Addr::from_v4([198, 51, 100, 9])]);
-        let mut state = State::new(TABLE, NeverDeny { host, ..NeverDeny::default() }, quotas);
+        let mut state = State::new(TABLE, NeverDeny { host, ..NeverDeny::default() }, quotas, false);
         state.set_policy(compiled(".bad.example"), 0);
         let seen = |_: Addr| true;
         let unseen = |_: Addr| false;
@@ -832,7 +851,7 @@ mod tests {
         let bad = known(&["www.bad.example", "cdn.example"], 1, 50 * SECOND);
         let kept =
             [bad.clone(), known(&["good.example"], 2, 50 * SECOND), known(&["bad.example"], 3, SECOND)];
-        let mut state = State::new(TABLE, NeverDeny::default(), Quotas::NONE);
+        let mut state = State::new(TABLE, NeverDeny::default(), Quotas::NONE, false);
         assert_eq!(state.restore(&kept, 2 * SECOND), 2);
         let steps = state.set_policy(compiled(".bad.example"), 2 * SECOND);
         assert!(matches!(steps[..], [Step::Put(addr, _)] if addr == bad.addr), "{steps:?}");
@@ -841,11 +860,12 @@ mod tests {
         assert_eq!(state.remembered(2 * SECOND, 0), []);
         assert_eq!(state.remembered(50 * SECOND, 9), []);
 
-        let mut freed = State::new(TABLE, NeverDeny::default(), Quotas::NONE);
+        let mut freed = State::new(TABLE, NeverDeny::default(), Quotas::NONE, false);
         freed.restore(std::slice::from_ref(&bad), 0);
         assert_eq!(freed.set_policy(compiled("other.example"), 0), []);
         let host = HashSet::from([bad.addr]);
-        let mut protected = State::new(TABLE, NeverDeny { host, ..NeverDeny::default() }, Quotas::NONE);
+        let mut protected =
+            State::new(TABLE, NeverDeny { host, ..NeverDeny::default() }, Quotas::NONE, false);
         protected.restore(&[bad], 0);
         assert_eq!(protected.set_policy(compiled(".bad.example"), 0), []);
     }

@@ -21,7 +21,7 @@ use super::policy::{
 };
 use super::tables::{Budget, Patterns, Tables, excepted, said};
 
-pub use networks::{Network, side_by_side};
+pub use networks::{Change, Network, changes, joined};
 
 /// Which rule speaks for each action about one name; `NO_RULE` is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -12,6 +12,7 @@ use ipnetwork::IpNetwork;
 
 use super::Claims;
 use crate::engine::policy::{Diagnostic, Rule};
+use crate::engine::reload::Part;
 
 /// A key of the network trie: canonical address (IPv4 as IPv4-mapped) and leading bits, 0 to 128.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,18 +86,45 @@ pub(super) fn merged(rules: &[Rule], said: &[Match]) -> Result<BTreeMap<Network,
     Ok(merged.into_iter().map(|(network, by)| (network, Claims::from(by).entry(FOREVER))).collect())
 }
 
-/// Each network of the trie or of another one, with what both say about it; `None`: nothing, not even about a network
-/// around it.
-pub fn side_by_side(
+/// A trie that says everywhere what two others say there, of each this part.
+pub fn joined(
     old: &BTreeMap<Network, Entry>,
+    stay: Part,
     new: &BTreeMap<Network, Entry>,
-) -> Vec<(Network, Option<Entry>, Option<Entry>)> {
+    come: Part,
+) -> BTreeMap<Network, Entry> {
     let all: BTreeSet<&Network> = old.keys().chain(new.keys()).collect();
-    let (mut around_old, mut around_new) = (Around::default(), Around::default());
-    let both = |network: &&Network| {
-        (**network, around_old.step(network, old.get(network)), around_new.step(network, new.get(network)))
+    let (mut around_old, mut around_new, mut around) =
+        (Around::default(), Around::default(), Around::default());
+    let mut joined = BTreeMap::new();
+    for network in all {
+        let said = |entry: Option<Entry>, part: Part| part.of(entry.unwrap_or(Entry::NONE));
+        let said_old = said(around_old.step(network, old.get(network)), stay);
+        let entry = said_old.merge(said(around_new.step(network, new.get(network)), come));
+        // One that says what is said around it anyway may be yet to come, or be gone already.
+        if around.step(network, None).unwrap_or(Entry::NONE) != entry {
+            around.step(network, Some(&entry));
+            joined.insert(*network, entry);
+        }
+    }
+    joined
+}
+
+/// One change to the kernel's trie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Put(Network, Entry),
+    Remove(Network),
+}
+
+/// From one trie to another. Each change makes of what one or the other says about an address what the other says: a network
+/// comes before those around it, and goes after them.
+pub fn changes(from: &BTreeMap<Network, Entry>, to: &BTreeMap<Network, Entry>) -> Vec<Change> {
+    let put = |(network, entry): (&Network, &Entry)| {
+        (from.get(network) != Some(entry)).then_some(Change::Put(*network, *entry))
     };
-    all.iter().map(both).collect()
+    let gone = from.keys().filter(|network| !to.contains_key(network));
+    to.iter().rev().filter_map(put).chain(gone.map(|network| Change::Remove(*network))).collect()
 }
 
 /// The networks around the one at hand, the widest first.

@@ -76,6 +76,27 @@ impl Table {
         Sheet::read(self).join(&Sheet::read(other))?.rows().map(|rows| Self { rows })
     }
 
+    /// The same, but that of the rules that audit only these decide. The others keep their seats.
+    pub fn with_audits(&self, audits: Seats) -> Self {
+        let mut table = self.clone();
+        if let Some(row) = table.rows.get_mut(rows::AUDIT as usize) {
+            row.keep(&audits);
+        }
+        table
+    }
+
+    /// The same, but that of the rules that spare shared addresses only these decide. The others keep their seats.
+    pub fn with_unshared(&self, unshared: Seats) -> Self {
+        let (mut table, mut gone) = (self.clone(), self.unshared());
+        gone.drop(&unshared);
+        for action in [rows::DENY, rows::AUDIT] {
+            if let Some(row) = table.rows.get_mut(action as usize) {
+                row.drop(&gone);
+            }
+        }
+        table
+    }
+
     pub fn rows(&self) -> &[Seats] {
         &self.rows
     }
