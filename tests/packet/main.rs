@@ -1,10 +1,14 @@
 //! The packet program against the daemon's parser and matcher: the same packets, the same claims, or "late".
 //!
-//! `packet [SECONDS] [SEED]`: rows, then random messages for SECONDS, then what an answer costs.
+//! `packet [SECONDS] [SEED]`: rows, then random messages for SECONDS, random edits and answers for as long, then what an answer
+//! costs.
 
 #![expect(clippy::unwrap_used, reason = "a test that does not get what it needs has failed")]
 
 mod message;
+#[path = "../../enforcer/src/engine/whole/model.rs"]
+mod model;
+mod sequence;
 mod shared;
 mod subject;
 
@@ -117,7 +121,9 @@ fn main() {
     quotas(&rules);
     shared::shared(&mut subject, &rules);
     senders(&rules);
-    fuzz(&mut subject, &rules, number(0).unwrap_or(5), number(1).unwrap_or(1));
+    let (seconds, seed) = (number(0).unwrap_or(5), number(1).unwrap_or(1));
+    fuzz(&mut subject, &rules, seconds, seed);
+    sequence::sequences(seconds, seed);
     costs(&mut subject);
     println!("1 passed, 0 failed, 0 skipped");
 }

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::PathBuf;
 
-use aya::maps::{HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{CgroupSkb, TestRun, TestRunOptions, TestRunResult};
 use aya::{Ebpf, EbpfLoader, Pod};
 use enforcer::engine::compile::{Compiled, Network};
+use enforcer::engine::conditions::Table;
 use enforcer::engine::policy::{self, Source};
 use enforcer::engine::tables::Tables;
 use enforcer::sys::bpf::{Answers, Conditions, OBJECT, double};
@@ -15,9 +16,10 @@ use enforcer::sys::ring::Record;
 use enforcer_common::answer::Outcome;
 use enforcer_common::belief::{Doubt, Sender};
 use enforcer_common::counter::{Counter, DOUBTS_AT, OUTCOMES_AT};
+use enforcer_common::event::AnswerRecord;
 use enforcer_common::kernel::{Offsets, Settings};
 use enforcer_common::quota::Quotas;
-use enforcer_common::{Addr, Entry};
+use enforcer_common::{Addr, Entry, Seats};
 
 use crate::message;
 
@@ -32,7 +34,7 @@ pub(crate) const OPENER: Sender = Sender { process: 1, cgroup: 2 };
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct Raw<T>(T);
+pub(crate) struct Raw<T>(pub(crate) T);
 // SAFETY: integers only.
 unsafe impl Pod for Raw<Settings> {}
 // SAFETY: as above.
@@ -41,6 +43,8 @@ unsafe impl Pod for Raw<Entry> {}
 unsafe impl Pod for Raw<Offsets> {}
 // SAFETY: as above.
 unsafe impl Pod for Raw<Sender> {}
+// SAFETY: as above.
+unsafe impl Pod for Raw<Seats> {}
 
 type Half = HashMap<MapData, [u8; 16], Raw<Entry>>;
 
@@ -104,6 +108,10 @@ pub(crate) struct Run {
     pub(crate) entered: BTreeMap<Addr, Entry>,
 }
 
+fn settings() -> Settings {
+    Settings { ttl_floor: FLOOR, ttl_cap: CAP, one_socket: 1, ..Settings::default() }
+}
+
 impl Subject {
     /// Without quotas.
     pub(crate) fn load() -> Self {
@@ -112,22 +120,22 @@ impl Subject {
 
     pub(crate) fn with_quotas(quotas: Quotas) -> Self {
         let kind = if quotas == Quotas::NONE { "" } else { "-limited" };
-        Self::with(kind, Settings { quotas, ..Settings::default() }, Offsets::default())
+        Self::with(kind, Settings { quotas, ..settings() }, Offsets::default())
     }
 
     /// It may look who asks.
     pub(crate) fn reading_the_kernel() -> Self {
         let (net_namespace, user_namespace) = enforcer::sys::host::namespaces().unwrap();
-        let settings = Settings { read_kernel: 1, net_namespace, user_namespace, ..Settings::default() };
+        let settings = Settings { read_kernel: 1, net_namespace, user_namespace, ..settings() };
         Self::with("-reading", settings, enforcer::sys::btf::offsets().unwrap())
     }
 
-    fn with(kind: &str, settings: Settings, offsets: Offsets) -> Self {
+    /// `kind`: names its pins, beside others of this process.
+    pub(crate) fn with(kind: &str, settings: Settings, offsets: Offsets) -> Self {
         let mount = std::env::temp_dir().join(format!("enforcer-packet-{}{kind}", std::process::id()));
         fs::create_dir_all(&mount).unwrap();
         rustix::mount::mount("bpf", &mount, "bpf", rustix::mount::MountFlags::empty(), None).unwrap();
-        let settings = Raw(Settings { ttl_floor: FLOOR, ttl_cap: CAP, one_socket: 1, ..settings });
-        let offsets = Raw(offsets);
+        let (settings, offsets) = (Raw(settings), Raw(offsets));
         double::prepare(&mount).unwrap();
         let pins = double::DOUBLE_MAPS.map(|map| (map, mount.join(map)));
         let mut loader = EbpfLoader::new();
@@ -233,6 +241,30 @@ impl Subject {
     /// Hands over the packet; what it entered stays.
     pub(crate) fn enter(&mut self, frame: &[u8]) {
         self.pass(frame);
+    }
+
+    /// Hands over the packet; what the daemon is told of it.
+    pub(crate) fn told_of(&mut self, frame: &[u8]) -> (AnswerRecord, Vec<u8>) {
+        let frame = &self.for_another_client(frame);
+        self.ask(frame, 1);
+        assert_eq!(self.hand(ANSWERS, frame, 1).return_value, 1, "not delivered");
+        let record = self.ring.next().expect("an answer that was asked for is copied");
+        let Some(Record::Answer(header, payload)) = Record::parse(&record) else { panic!("an odd record") };
+        (header, payload.to_vec())
+    }
+
+    /// From here on the caller's.
+    pub(crate) fn take_map(&mut self, name: &str) -> Map {
+        self.ebpf.take_map(name).unwrap()
+    }
+
+    /// The conditional rules in force, as they stand in the kernel.
+    pub(crate) fn pinned_conditions(&self) -> Table {
+        let Ok(data) = MapData::from_pin(self.mount.join("CONDITIONS_IN_FORCE")) else {
+            return Table::empty();
+        };
+        let rows: Array<_, Raw<Seats>> = Array::try_from(Map::Array(data)).unwrap();
+        Table::adopt(rows.iter().map(|row| row.unwrap().0).collect())
     }
 
     /// Whether the packet is delivered, and whether its record says that it was dropped.
