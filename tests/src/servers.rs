@@ -270,6 +270,8 @@ pub fn message_bus() -> Result<Running> {
 fn configure_resolved(more: &str) -> Result<()> {
     let settings = format!("[Resolve]\nDNS={RESOLVER_V4}\nFallbackDNS=\nLLMNR=no\nMulticastDNS=no\n{more}");
     fs::create_dir_all("/run/systemd")?;
+    // It refuses one that is not its own, such as another test leaves.
+    let _ = fs::remove_dir_all("/run/systemd/resolve");
     fs::create_dir_all("/etc/systemd")?;
     fs::write("/etc/systemd/resolved.conf", settings).context("/etc/systemd/resolved.conf")
 }
