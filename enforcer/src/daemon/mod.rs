@@ -556,19 +556,16 @@ impl Daemon {
             spared: self.spared(),
         };
         let read = self.policies.reader();
-        // At a start there are no rules yet that records could be told by.
-        let reading = if self.state.compiled().is_none() {
-            read(&beside)
-        } else {
-            self.meanwhile(ring, || read(&beside))
-        };
+        // At a start there are none yet that records could be told by: they wait.
+        let has_rules = self.state.compiled().is_some();
+        let reading = if has_rules { self.meanwhile(ring, || read(&beside)) } else { read(&beside) };
         let Some(compiled) = self.policies.load(why, reading, &beside) else {
             // Old and new conditional rules may find room when those before the old ones are gone.
             self.again = self.concluding;
             return;
         };
-        // What was answered before counts before. (At a start, see above.)
-        if self.state.compiled().is_some() {
+        // What was answered before counts before.
+        if has_rules {
             let _ = (0..SETTLE).any(|_| self.drain(ring));
         }
         let begun = reload::begin(&mut self.state, &mut self.installer, compiled, clock::boot_ns());
