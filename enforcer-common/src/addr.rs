@@ -1,9 +1,11 @@
 //! The canonical address: one 16-byte key for every way to write a destination.
 //!
-//! IPv4 `a.b.c.d`, IPv4-mapped `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2) and the NAT64 well-known prefix
-//! `64:ff9b::a.b.c.d` (RFC 6052, 2.1) lead to the same host, so they are the same key.
+//! An IPv4 host `a.b.c.d` is the same key whether it is written as such, as an IPv4-mapped address, or as one of the IPv6
+//! addresses behind which there is an IPv4 host: see [`crate::nat64`].
 
 use core::net::{IpAddr, Ipv6Addr};
+
+use crate::nat64;
 
 /// A canonical destination address. IPv4 is kept as its IPv4-mapped IPv6 form.
 #[repr(transparent)]
@@ -11,7 +13,6 @@ use core::net::{IpAddr, Ipv6Addr};
 pub struct Addr([u8; 16]);
 
 const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
-const NAT64: [u8; 12] = [0x00, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0];
 
 impl Addr {
     #[inline(always)]
@@ -21,10 +22,7 @@ impl Addr {
 
     #[inline(always)]
     pub fn from_v6(v6: [u8; 16]) -> Self {
-        match v6 {
-            [p @ .., a, b, c, d] if p == NAT64 => Self::from_v4([a, b, c, d]),
-            other => Self(other),
-        }
+        Self(nat64::canonical(v6))
     }
 
     #[inline(always)]
@@ -38,15 +36,6 @@ impl Addr {
         match self.0 {
             [p @ .., a, b, c, d] if p == MAPPED => Some([a, b, c, d]),
             _ => None,
-        }
-    }
-
-    /// Of this host itself: loopback, or unspecified, which a connect takes for loopback.
-    #[inline(always)]
-    pub fn is_loopback(&self) -> bool {
-        match self.as_v4() {
-            Some([a, b, c, d]) => a == 127 || (a == 0 && b == 0 && c == 0 && d == 0),
-            None => matches!(self.0, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 | 1]),
         }
     }
 
@@ -71,6 +60,16 @@ impl Addr {
                 (zeros && o[15] <= 1) || (o[0] == 0xfe && o[1] & 0xc0 == 0x80) || o[0] == 0xff
             }
         }
+    }
+}
+
+/// Of this host itself: loopback, or unspecified, which a connect takes for loopback. Asked of an address as it was written: the
+/// loopback address behind a NAT64 prefix is somebody else's.
+#[inline(always)]
+pub fn is_loopback(octets: &[u8; 16]) -> bool {
+    match *octets {
+        [p @ .., a, b, c, d] if p == MAPPED => a == 127 || (a == 0 && b == 0 && c == 0 && d == 0),
+        [p @ .., last] => p == [0; 15] && last <= 1,
     }
 }
 
@@ -105,28 +104,37 @@ mod tests {
         }
     }
 
+    fn written(text: &str) -> [u8; 16] {
+        match text.parse::<IpAddr>().unwrap() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        }
+    }
+
     #[test]
     fn every_spelling_of_an_ipv4_host_is_one_key() {
         let key = Addr::from_v4([192, 0, 2, 1]);
-        for text in ["192.0.2.1", "::ffff:192.0.2.1", "64:ff9b::192.0.2.1"] {
+        for text in ["192.0.2.1", "::ffff:192.0.2.1", "::192.0.2.1", "64:ff9b::192.0.2.1", "2002:c000:201::1"]
+        {
             assert_eq!(canonical(text), key, "{text}");
         }
-        // IPv4-compatible, 6to4, and somebody's own NAT64 prefixes stay what they are: IPv6 networks speak of them.
-        let own = ["::192.0.2.1", "2002:c000:201::1", "64:ff9b:1::192.0.2.1", "2001:db8::c000:201"];
-        for text in own.into_iter().chain(["192.0.2.2"]) {
+        for text in ["192.0.2.2", "64:ff9b:1::192.0.2.1", "2001:db8::c000:201", "::1:192.0.2.1", "::", "::1"]
+        {
             assert_ne!(canonical(text), key, "{text}");
         }
         assert_eq!(key.as_v4(), Some([192, 0, 2, 1]));
         assert_eq!(canonical("2001:db8::1").as_v4(), None);
+        assert_eq!((canonical("::").as_v4(), canonical("::1").as_v4()), (None, None));
     }
 
     #[test]
     fn the_host_itself_and_who_gives_it_addresses() {
         for text in ["127.0.0.1", "127.9.9.9", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"] {
-            assert!(canonical(text).is_loopback(), "{text}");
+            assert!(is_loopback(&written(text)), "{text}");
         }
-        for text in ["0.0.0.1", "128.0.0.1", "169.254.169.254", "::2", "fe80::1", "::1:0"] {
-            assert!(!canonical(text).is_loopback(), "{text}");
+        let others = ["0.0.0.1", "128.0.0.1", "169.254.169.254", "::2", "fe80::1", "::1:0"];
+        for text in others.into_iter().chain(["64:ff9b::127.0.0.1", "::127.0.0.1", "2002:7f00:1::"]) {
+            assert!(!is_loopback(&written(text)), "{text}");
         }
         let rows = [
             ("255.255.255.255", 67, true),
@@ -162,8 +170,9 @@ mod tests {
             ("ff02::1", true),
             ("::ffff:127.0.0.1", true),
             ("64:ff9b::127.0.0.1", true),
-            ("::2", false),
-            ("::1:1", false),
+            ("::2", true),
+            // 0.0.0.0/8, IPv4-compatible.
+            ("::1:1", true),
             ("128.0.0.1", false),
             ("10.0.0.1", false),
             ("192.0.2.1", false),

@@ -13,6 +13,7 @@ pub mod event;
 pub mod kernel;
 pub mod limits;
 pub mod name;
+pub mod nat64;
 pub mod quota;
 pub mod repeat;
 pub mod verdict;

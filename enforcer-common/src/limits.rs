@@ -77,6 +77,9 @@ pub const IGNORES: usize = 64;
 /// Names of policies that are asked for. The others are not, which `enforcer status` says.
 pub const LITERALS: usize = 1000;
 
+/// NAT64 prefixes of the network. More are refused with the configuration.
+pub const NAT64_PREFIXES: usize = 4;
+
 /// Users, control groups and networks in them. More are refused with the configuration.
 pub const IGNORE_KEYS: u32 = 4096;
 

@@ -120,11 +120,7 @@ fn destination(skb: *mut __sk_buff, opening: bool) -> Result<Destination, NotDns
     let v4 = first >> 4 == 4;
     let family = if v4 { AF_INET } else { AF_INET6 };
     if opening {
-        return Ok(Destination {
-            octets: peer(skb).octets(),
-            port: crate::packet::connected_to(skb),
-            family,
-        });
+        return Ok(Destination { octets: peer(skb), port: crate::packet::connected_to(skb), family });
     }
     let octets = if v4 { Addr::from_v4(field(skb, 16)?).octets() } else { field(skb, 24)? };
     Ok(Destination { octets, port: 0, family })

@@ -10,11 +10,13 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     Addr,
+    addr::is_loopback,
     belief::{self, Asked, Doubt, Question, Sender, WAYS, WORDS, is_system},
 };
 
 use crate::{
     atomic,
+    connect::words,
     kernel::{KernfsNode, Pointer, Sock, Task, Unreadable, host_namespaces},
     maps::{ASKED, OPENED, TRUSTED},
     packet::{DNS, NotDns, Packet, TCP, UDP, connected_to, field, load, socket_cookie},
@@ -56,7 +58,7 @@ fn leaving(skb: *mut __sk_buff, connected: bool) -> Result<(), NotDns> {
         return Ok(());
     }
     let server = if connected {
-        peer(skb)
+        Addr::from_v6(peer(skb))
     } else if v4 {
         Addr::from_v4(field(skb, 16)?)
     } else {
@@ -82,21 +84,18 @@ fn sender(skb: *mut __sk_buff) -> Sender {
 
 /// The address that the packet's socket is connected to.
 #[inline(always)]
-pub fn peer(skb: *mut __sk_buff) -> Addr {
+pub fn peer(skb: *mut __sk_buff) -> [u8; 16] {
     // SAFETY: fields of the context, each loaded by itself, as the verifier wants it.
     unsafe {
         if (*skb).family == AF_INET {
-            return Addr::from_v4((*skb).remote_ip4.to_ne_bytes());
+            return Addr::from_v4((*skb).remote_ip4.to_ne_bytes()).octets();
         }
-        let [a, b, c, d] = [
-            (&raw const (*skb).remote_ip6[0]).read_volatile().to_ne_bytes(),
-            (&raw const (*skb).remote_ip6[1]).read_volatile().to_ne_bytes(),
-            (&raw const (*skb).remote_ip6[2]).read_volatile().to_ne_bytes(),
-            (&raw const (*skb).remote_ip6[3]).read_volatile().to_ne_bytes(),
-        ];
-        Addr::from_v6([
-            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
-        ])
+        words(
+            (&raw const (*skb).remote_ip6[0]).read_volatile(),
+            (&raw const (*skb).remote_ip6[1]).read_volatile(),
+            (&raw const (*skb).remote_ip6[2]).read_volatile(),
+            (&raw const (*skb).remote_ip6[3]).read_volatile(),
+        )
     }
 }
 
@@ -282,7 +281,7 @@ fn distrusted(packet: &mut Packet<'_>) -> Option<Doubt> {
             let server = Addr::from_v6(packet.work.record.server);
             // What loopback means in another namespace is up to whoever may bind there.
             let trusted = TRUSTED.get(&Key::new(128, server.octets())).is_some()
-                || (net == host_net && server.is_loopback());
+                || (net == host_net && is_loopback(&packet.work.record.server));
             if trusted { None } else { Some(Doubt::Untrusted) }
         }
         Err(Unreadable) => Some(Doubt::Foreign),

@@ -1,5 +1,7 @@
 //! From a hook's arguments to a verdict: canonical address → lookup → `decide()` → report.
 
+use core::hint::black_box;
+
 use aya_ebpf::{
     bindings::bpf_sock_addr,
     btf_maps::lpm_trie::Key,
@@ -295,13 +297,29 @@ fn sockaddr(address: Pointer, len: i32, unspec_is_inet: bool) -> Result<Option<D
     }
     let family: u16 = read(address, 0)?;
     let octets = if family == AF_INET || (family == AF_UNSPEC && unspec_is_inet) {
-        Addr::from_v4(read(address, ADDR4)?).octets()
+        mapped(read(address, ADDR4)?)
     } else if family == AF_INET6 && len >= SOCKADDR_IN6 {
         read(address, ADDR6)?
     } else {
         return Ok(None);
     };
     Ok(Some(Destination { octets, port: u16::from_be(read(address, PORT)?), family }))
+}
+
+/// IPv4-mapped, without the verifier knowing what is before the address: it would follow everything that comes after it once
+/// more for IPv4.
+#[inline(always)]
+fn mapped(v4: [u8; 4]) -> [u8; 16] {
+    let [_, _, _, _, _, _, _, _, rest @ ..] = Addr::from_v4(v4).octets();
+    let [a, b, c, d, e, f, g, h] = nothing().to_ne_bytes();
+    let [i, j, k, l, m, n, o, p] = rest;
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nothing() -> u64 {
+    black_box(0)
 }
 
 #[inline(always)]

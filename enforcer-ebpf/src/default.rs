@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::__sk_buff,
     helpers::{bpf_ktime_get_boot_ns, generated::bpf_get_socket_cookie},
 };
-use enforcer_common::Addr;
+use enforcer_common::{Addr, addr::is_loopback};
 
 use crate::{
     connect::{Caller, Destination},
@@ -42,10 +42,10 @@ fn excepts_packed(octets: &[u8; 16], port: u16, protocol: u16, cookie: u64) -> u
 
 #[inline(always)]
 fn excepted(octets: [u8; 16], port: u16, protocol: u16, cookie: u64) -> bool {
-    let addr = Addr::from_v6(octets);
-    if addr.is_loopback() {
+    if is_loopback(&octets) {
         return true;
     }
+    let addr = Addr::from_v6(octets);
     let octets = addr.octets();
     // SAFETY: only whether there is an element matters, not what is in it.
     if port == DNS && unsafe { HOST.get(&octets) }.is_some() {

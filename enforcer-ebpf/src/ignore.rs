@@ -4,7 +4,7 @@
 use core::ops::ControlFlow;
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use enforcer_common::{Addr, Verdict, event::ConnectRecord, repeat::Step};
+use enforcer_common::{Verdict, event::ConnectRecord, repeat::Step};
 
 use crate::{
     kernel::{self, KernfsNode, Task},
@@ -33,8 +33,8 @@ pub fn ignored(record: &ConnectRecord, verdict: Verdict) -> bool {
     if tables == 0 {
         return false;
     }
-    let addr = Addr::from_v6(record.dst).octets();
-    tables &= any_network | IGNORE_NETWORKS.get(&Key::new(128, addr)).copied().unwrap_or(0);
+    // As the event has it: nobody is to hide behind another spelling.
+    tables &= any_network | IGNORE_NETWORKS.get(&Key::new(128, record.dst)).copied().unwrap_or(0);
     if tables & any_cgroup != 0 {
         return true;
     }

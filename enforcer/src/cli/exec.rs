@@ -3,10 +3,10 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use super::{BAD, Exit, Failure, GOOD, WARN, beside};
+use super::{BAD, Exit, Failure, GOOD, WARN, beside, settings};
 use crate::config::DefaultVerdict;
 use crate::daemon::{self, DaemonError, Destination, Outcome};
 use crate::engine::compile::Compiled;
@@ -18,7 +18,7 @@ use crate::sys::rules;
 /// Run a command and its children under a policy of their own
 ///
 /// They run in a control group of their own, below the one of this shell; the host's daemon and its rules are not touched,
-/// and hold for them as well. What is refused is refused with EPERM by cgroup hooks. When the command ends, what it left
+/// and hold for them as well. Of the settings nothing matters but `nat64_prefixes`. What is refused is refused with EPERM by cgroup hooks. When the command ends, what it left
 /// running ends, too; a summary of what it reached and what was refused goes to stderr. It exits as the command does.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -46,7 +46,9 @@ pub(super) struct Args {
     command: Vec<OsString>,
 }
 
-pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
+pub(super) fn run(args: &Args, config: Option<&Path>) -> Result<ExitCode, Failure> {
+    // Nothing of them but what addresses mean.
+    settings(config, Distrust::Refuse)?;
     let compiled = rules(args)?;
     let (program, rest) =
         args.command.split_first().ok_or_else(|| Failure::new(Exit::Usage, "no command was given"))?;

@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
 use clap::{CommandFactory, Parser, Subcommand};
+use enforcer_common::nat64;
 use ipnetwork::IpNetwork;
 
 use crate::config::{self, Config, Doh};
@@ -80,7 +81,7 @@ pub fn main() -> ExitCode {
             return run::run(&args, config).unwrap_or_else(|failure| failure.report().into());
         }
         Command::Exec(args) => {
-            return exec::run(&args).unwrap_or_else(|failure| failure.report().into());
+            return exec::run(&args, config).unwrap_or_else(|failure| failure.report().into());
         }
         Command::Check(args) => check::run(&args, config),
         Command::Status(args) => status::run(&args, config),
@@ -161,7 +162,7 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     print(&serde_json::to_string_pretty(value).map_err(io::Error::from)?)
 }
 
-/// The settings; the defaults if no file is named and none is at the usual place.
+/// The settings; the defaults if no file is named and none is at the usual place. From here on addresses mean what they say.
 fn settings(file: Option<&Path>, distrust: Distrust) -> Result<Config, Failure> {
     let path = file.unwrap_or(Path::new(config::DEFAULT_PATH));
     if !path.exists() && file.is_none() {
@@ -174,10 +175,12 @@ fn settings(file: Option<&Path>, distrust: Distrust) -> Result<Config, Failure> 
     }
     let text = String::from_utf8(source.bytes)
         .map_err(|error| Failure::new(Exit::Usage, format!("{}: {error}", source.path)))?;
-    config::parse(&source.path, &text).map_err(|errors| {
+    let config = config::parse(&source.path, &text).map_err(|errors| {
         let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
         Failure::new(Exit::Usage, errors.join("\n"))
-    })
+    })?;
+    nat64::set(config.nat64);
+    Ok(config)
 }
 
 fn unusable(problem: Problem) -> Failure {

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use enforcer_common::answer::Lifetime;
+use enforcer_common::nat64::Prefixes;
 use enforcer_common::quota::{Quota, Quotas};
 use enforcer_common::{Verdict, limits};
 use ipnetwork::IpNetwork;
@@ -50,6 +51,8 @@ pub struct Config {
     pub addresses_per_name: u32,
     pub addresses_per_rule: u32,
     pub never_deny: Vec<IpNetwork>,
+    /// IPv6 prefixes behind which there are IPv4 hosts, beside those that are the same everywhere.
+    pub nat64: Prefixes,
     pub doh: Doh,
     /// Servers whose answers to users are believed, beside those of the host.
     pub trusted_servers: Vec<IpNetwork>,
@@ -178,6 +181,7 @@ impl Default for Config {
             addresses_per_name: limits::NAME_ADDRESSES,
             addresses_per_rule: limits::RULE_ADDRESSES,
             never_deny: Vec::new(),
+            nat64: Prefixes::NONE,
             doh: Doh::Allow,
             trusted_servers: Vec::new(),
             flush_caches: false,

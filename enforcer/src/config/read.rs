@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use enforcer_common::limits;
+use enforcer_common::nat64::{self, Prefix, Prefixes};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -15,10 +16,11 @@ use super::{
     Config, ConfigError, DefaultVerdict, Doh, Established, EventKinds, EventVolume, LayerChoice, Metrics,
     Mode, OnStop,
 };
+use crate::engine::policy::as_v4;
 
 /// The settings in `text`; `file` is its name for messages.
 pub fn parse(file: &str, text: &str) -> Result<Config, Vec<ConfigError>> {
-    let mut reader = Reader { file, text, errors: Vec::new() };
+    let mut reader = Reader { file, text, nat64: Prefixes::NONE, errors: Vec::new() };
     let (table, syntax) = DeTable::parse_recoverable(text);
     for error in &syntax {
         reader.error(error.span().unwrap_or_default(), error.message(), None);
@@ -56,6 +58,7 @@ const KEYS: &[&str] = &[
     "addresses_per_name",
     "addresses_per_rule",
     "never_deny",
+    "nat64_prefixes",
     "doh",
     "trusted_servers",
     "flush_caches",
@@ -74,12 +77,18 @@ const KEYS: &[&str] = &[
 pub(super) struct Reader<'a> {
     file: &'a str,
     text: &'a str,
+    nat64: Prefixes,
     errors: Vec<ConfigError>,
 }
 
 impl Reader<'_> {
     fn config(&mut self, table: &Table<'_>) -> Config {
         let mut config = Config::default();
+        // What a network means depends on it.
+        if let Some(value) = table.get("nat64_prefixes") {
+            self.nat64 = self.prefixes(value);
+            config.nat64 = self.nat64;
+        }
         for (key, value) in table {
             let name = key.get_ref().as_ref();
             match name {
@@ -100,6 +109,7 @@ impl Reader<'_> {
                 "addresses_per_name" => put(&mut config.addresses_per_name, self.addresses(name, value)),
                 "addresses_per_rule" => put(&mut config.addresses_per_rule, self.addresses(name, value)),
                 "never_deny" => config.never_deny = self.networks(name, value),
+                "nat64_prefixes" => {} // read before all others
                 "doh" => put(&mut config.doh, self.choice(name, value, DOH)),
                 "trusted_servers" => config.trusted_servers = self.trusted(name, value),
                 "flush_caches" => put(&mut config.flush_caches, self.boolean(name, value)),
@@ -159,7 +169,50 @@ impl Reader<'_> {
             self.wrong_type(key, value, "a list of strings, such as [\"192.0.2.0/24\"]");
             return Vec::new();
         };
-        items.iter().filter_map(|item| self.network(key, item)).collect()
+        items.iter().filter_map(|item| self.host(key, item)).collect()
+    }
+
+    /// Of hosts, however their addresses are written.
+    fn host(&mut self, key: &str, value: &Value<'_>) -> Option<IpNetwork> {
+        let network = self.network(key, value)?;
+        let Some(v4) = as_v4(&network, &self.nat64) else { return Some(network) };
+        let hint =
+            format!("write {v4}: what leads to an IPv4 host is the same to enforcer as its IPv4 address");
+        self.error(value.span(), &format!("{network} is not usable in {key}"), Some(hint));
+        None
+    }
+
+    fn prefixes(&mut self, value: &Value<'_>) -> Prefixes {
+        const KEY: &str = "nat64_prefixes";
+        let Some(items) = value.get_ref().as_array() else {
+            self.wrong_type(KEY, value, "a list of strings, such as [\"2001:db8:64::/96\"]");
+            return Prefixes::NONE;
+        };
+        let prefixes: Vec<_> = items.iter().filter_map(|item| self.prefix(KEY, item)).collect();
+        Prefixes::new(prefixes).unwrap_or_else(|| {
+            let message = format!("{KEY} has more than {}", limits::NAT64_PREFIXES);
+            self.error(value.span(), &message, Some("leave out those that this host does not meet".into()));
+            Prefixes::NONE
+        })
+    }
+
+    fn prefix(&mut self, key: &str, value: &Value<'_>) -> Option<Prefix> {
+        let text = self.string(key, value)?;
+        let hint = match text.parse::<IpNetwork>() {
+            Ok(IpNetwork::V6(v6)) if v6.ip() == v6.network() => {
+                if as_v4(&v6.into(), &Prefixes::NONE).is_some() {
+                    "leave it out: it is known without".into()
+                } else if let Some(prefix) = Prefix::new(v6.ip().octets(), v6.prefix()) {
+                    return Some(prefix);
+                } else {
+                    let lengths = nat64::LENGTHS.map(|length| length.to_string()).join(", ");
+                    format!("a prefix has {lengths} bits, and bits 64 to 71 are zero (RFC 6052)")
+                }
+            }
+            _ => "write an IPv6 prefix, such as 2001:db8:64::/96".into(),
+        };
+        self.error(value.span(), &format!("{text:?} is not usable in {key}"), Some(hint));
+        None
     }
 
     /// `"any"`, or networks beside the host's own servers.
@@ -408,6 +461,32 @@ mod tests {
     fn the_shipped_file_is_the_defaults() {
         same(&parse("", SHIPPED).unwrap(), &Config::default());
         same(&parse("", "").unwrap(), &Config::default());
+    }
+
+    #[test]
+    fn nat64_prefixes_are_read_and_tell_what_other_networks_are() {
+        let config = parse("", "nat64_prefixes = [\"2001:db8:64::/96\", \"64:ff9b:1::/48\"]").unwrap();
+        assert_ne!(config.nat64, Prefixes::NONE);
+        let many: Vec<_> = (0..5).map(|n| format!("\"2001:db8:{n}::/96\"")).collect();
+        let many = format!("nat64_prefixes = [{}]", many.join(", "));
+        for (text, want) in [
+            ("nat64_prefixes = \"2001:db8::/96\"", "a list of strings"),
+            ("nat64_prefixes = [\"192.0.2.0/24\"]", "write an IPv6 prefix"),
+            ("nat64_prefixes = [\"2001:db8::1/96\"]", "write an IPv6 prefix"),
+            ("nat64_prefixes = [\"2001:db8::/95\"]", "a prefix has 32, 40, 48, 56, 64, 96 bits"),
+            ("nat64_prefixes = [\"2001:db8:0:0:100::/96\"]", "bits 64 to 71 are zero"),
+            ("nat64_prefixes = [\"64:ff9b::/96\"]", "known without"),
+            ("nat64_prefixes = [\"2002:c000:200::/48\"]", "known without"),
+            (&many, "more than 4"),
+            ("never_deny = [\"64:ff9b::192.0.2.1\"]", "write 192.0.2.1/32"),
+            (
+                "never_deny = [\"2001:db8:64::c000:200/120\"]\nnat64_prefixes = [\"2001:db8:64::/96\"]",
+                "write 192.0.2.0/24",
+            ),
+        ] {
+            let told = errors(text);
+            assert!(told.contains(want), "{text}: {told}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use enforcer_common::addr::is_loopback;
 use enforcer_common::belief::Sender;
 use enforcer_common::verdict::{BootNanos, Conditional, FOREVER, NO_RULE, Said};
 use enforcer_common::{Addr, Claim, Decision, Entry, RuleId, Verdict};
@@ -61,7 +62,7 @@ impl Explanation {
     /// `default = "deny"`: what no rule speaks of is refused, but for this host itself. Told for all ports: DNS to the
     /// host's resolvers passes nevertheless.
     pub fn deny_by_default(&mut self) {
-        let itself = |address: IpAddr| Addr::from(address).is_loopback();
+        let itself = |address: IpAddr| is_loopback(&Addr::from(address).octets());
         let own = self.what.parse().is_ok_and(itself);
         let addresses = self.addresses.iter_mut();
         let addresses = addresses.map(|one| (itself(one.address), &one.rule, &mut one.verdict));

@@ -30,7 +30,7 @@ impl Network {
     }
 
     /// Whether all of `inner` lies in this network.
-    fn covers(&self, inner: &Self) -> bool {
+    pub fn covers(&self, inner: &Self) -> bool {
         let differ = u128::from_be_bytes(self.addr) ^ u128::from_be_bytes(inner.addr);
         self.prefix <= inner.prefix && differ.leading_zeros() >= u32::from(self.prefix)
     }

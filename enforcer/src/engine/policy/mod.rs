@@ -22,6 +22,7 @@ pub use digest::digests;
 pub use lint::cut_off;
 pub use lists::{ListFormat, Lists, Reason, Said, Tally};
 pub use model::{Account, Action, Conditions, List, Origin, PolicySet, Rule, Scope, rule_id};
+pub use network::as_v4;
 pub use parse::{Parsed, Source, parse};
 pub use pattern::{Pattern, Refusal};
 pub use schema::schema;

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use enforcer_common::Addr;
+use enforcer_common::nat64::{self, Prefixes};
 use ipnetwork::{IpNetwork, Ipv4Network};
 
 use super::diagnostic::quote;
@@ -25,10 +25,10 @@ pub(super) fn parse(text: &str) -> Result<IpNetwork, Refusal> {
         },
     };
     let Ok(network) = IpNetwork::new(address, prefix) else { return Err(not_a_prefix(text, longest)) };
-    if let Some(v4) = as_v4(&network) {
+    if let Some(v4) = as_v4(&network, nat64::own()) {
         return Err(Refusal::new(
             format!("{} is an IPv6 spelling of an IPv4 network", quote(text)),
-            format!("write `{v4}`: it covers the IPv4-mapped and NAT64 spellings, too"),
+            format!("write `{v4}`: it covers the IPv4-mapped, NAT64 and 6to4 spellings, too"),
         ));
     }
     if network.network() != address {
@@ -42,12 +42,18 @@ pub(super) fn parse(text: &str) -> Result<IpNetwork, Refusal> {
     Ok(network)
 }
 
-/// The IPv4 network that an IPv6 spelling (IPv4-mapped, NAT64) stands for.
-fn as_v4(network: &IpNetwork) -> Option<IpNetwork> {
+/// The IPv4 network that an IPv6 spelling (IPv4-mapped, or one of `nat64`) stands for.
+pub fn as_v4(network: &IpNetwork, own: &Prefixes) -> Option<Ipv4Network> {
     let IpNetwork::V6(v6) = network else { return None };
-    let prefix = v6.prefix().checked_sub(96)?;
-    let v4 = Addr::from_v6(v6.network().octets()).as_v4()?;
-    Ipv4Network::new(v4.into(), prefix).ok().map(IpNetwork::V4)
+    let (v4, prefix) = match v6.network().to_ipv4_mapped().zip(v6.prefix().checked_sub(96)) {
+        Some((v4, prefix)) => (v4, prefix),
+        None => {
+            let (v4, prefix) = nat64::network(v6.network().octets(), v6.prefix(), own)?;
+            (v4.into(), prefix)
+        }
+    };
+    let network = Ipv4Network::new(v4, prefix).ok()?.network();
+    Ipv4Network::new(network, prefix).ok()
 }
 
 fn not_an_address(text: &str, address: &str) -> Refusal {
@@ -96,6 +102,8 @@ mod tests {
             ("::ffff:203.0.113.0/120", Err("write `203.0.113.0/24`")),
             ("::ffff:0:0/96", Err("write `0.0.0.0/0`")),
             ("64:ff9b::203.0.113.0/120", Err("write `203.0.113.0/24`")),
+            ("2002:cb00:7100::/40", Err("write `203.0.113.0/24`")),
+            ("::203.0.113.7", Err("write `203.0.113.7/32`")),
             ("::ffff:203.0.113.7", Err("write `203.0.113.7/32`")),
             ("203.0.113.0/33", Err("as in")),
             ("203.0.113.0/255.255.255.0", Err("as in")),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use enforcer_common::{Addr, Verdict};
+use enforcer_common::Verdict;
 
 use super::{BpfError, gone, take};
 use crate::config::Ignore;
@@ -75,7 +75,7 @@ pub(super) fn fill(ebpf: &mut Ebpf, tables: &[Ignore], root: &Path) -> Result<Ig
     for network in tables.iter().flat_map(|table| &table.networks).copied().map(Network::from) {
         let around = |table: &Ignore| {
             let mut others = table.networks.iter().copied().map(Network::from);
-            others.any(|other| other.prefix <= network.prefix && other.contains(Addr::from_v6(network.addr)))
+            others.any(|other| other.covers(&network))
         };
         let key = Key::new(network.prefix.into(), network.addr);
         networks.insert(&key, set(tables, &around), 0).map_err(failed(NETWORKS))?;

@@ -7,6 +7,7 @@ mod answers;
 mod conditions;
 pub mod double;
 mod ignore;
+mod refold;
 mod repeats;
 
 use std::fs;
@@ -25,6 +26,7 @@ use enforcer_common::counter::{CAUGHT_AT, COUNTERS, Counter, DOUBTS_AT, OUTCOMES
 use enforcer_common::event::{ConnectRecord, Layer};
 use enforcer_common::kernel::{Control, FLOW_BEGIN, Offsets, Settings};
 use enforcer_common::name::Header;
+use enforcer_common::nat64::{self, Prefixes};
 use enforcer_common::quota::Quotas;
 use enforcer_common::verdict::BootNanos;
 use enforcer_common::{Addr, Decision, Entry, Said, limits};
@@ -197,6 +199,8 @@ unsafe impl Pod for Wire<Offsets> {}
 // SAFETY: as above.
 unsafe impl Pod for Wire<Settings> {}
 // SAFETY: as above.
+unsafe impl Pod for Wire<Prefixes> {}
+// SAFETY: as above.
 unsafe impl Pod for Wire<ConnectRecord> {}
 
 impl Kernel {
@@ -205,7 +209,7 @@ impl Kernel {
         let pin = options.pin.join(PIN_VERSION);
         create_pin_directory(&pin)?;
         let mut ebpf = load(options, &pin)?;
-        let kernel = Self {
+        let mut kernel = Self {
             addresses: take(&mut ebpf, ADDRESSES)?,
             networks: take(&mut ebpf, NETWORKS)?,
             counts: take(&mut ebpf, COUNTS)?,
@@ -218,7 +222,11 @@ impl Kernel {
             pin,
         };
         let ring = Ring(take(&mut ebpf, RING)?);
+        let addresses = refold::add(&mut kernel.addresses, ADDRESSES)?;
+        let answered = kernel.answers.refold()?;
         attach(&mut ebpf, options, &kernel.pin)?;
+        refold::remove(&mut kernel.addresses, ADDRESSES, &addresses)?;
+        kernel.answers.remove_refolded(&answered)?;
         if !options.tells_flows() {
             remove_pin(&kernel.pin.join(OWNERS))?;
         }
@@ -376,6 +384,7 @@ pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
     let offsets = Wire(if options.read_kernel { btf::offsets()? } else { Offsets::default() });
     let masks = ignore::masks(options.ignore);
     let (net_namespace, user_namespace) = host::namespaces().map_err(BpfError::Namespaces)?;
+    let prefixes = Wire(*nat64::own());
     let settings = Wire(Settings {
         read_kernel: options.read_kernel.into(),
         report: options.report,
@@ -404,6 +413,7 @@ pub fn load(options: &Options<'_>, pin: &Path) -> Result<Ebpf, BpfError> {
     let paths: Vec<_> = MAPS.into_iter().chain(owners).map(|map| (map, pin.join(map))).collect();
     let mut loader = EbpfLoader::new();
     loader.override_global("OFFSETS", &offsets, true).override_global("SETTINGS", &settings, true);
+    loader.override_global("NAT64", &prefixes, true);
     for (map, path) in &paths {
         loader.map_pin_path(map, path.as_path());
     }

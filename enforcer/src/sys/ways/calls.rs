@@ -72,14 +72,27 @@ impl Address {
 
 /// `64:ff9b::a.b.c.d` (RFC 6052).
 pub(super) fn nat64(address: IpAddr) -> Ipv6Addr {
-    let [a, b] = match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().segments().last_chunk().copied().unwrap_or_default(),
-        IpAddr::V6(v6) => v6.segments().last_chunk().copied().unwrap_or_default(),
-    };
+    let [a, b] = end(address);
     Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, a, b)
 }
 
-fn mapped(address: IpAddr) -> Ipv6Addr {
+/// `::a.b.c.d` (RFC 4291, 2.5.5.1).
+pub(super) fn compatible(address: IpAddr) -> Ipv6Addr {
+    let [a, b] = end(address);
+    Ipv6Addr::new(0, 0, 0, 0, 0, 0, a, b)
+}
+
+/// Some host of the site behind it (RFC 3056).
+pub(super) fn six_to_four(address: IpAddr) -> Ipv6Addr {
+    let [a, b] = end(address);
+    Ipv6Addr::new(0x2002, a, b, 0, 0, 0, 0, 1)
+}
+
+fn end(address: IpAddr) -> [u16; 2] {
+    mapped(address).segments().last_chunk().copied().unwrap_or_default()
+}
+
+pub(super) fn mapped(address: IpAddr) -> Ipv6Addr {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped(),
         IpAddr::V6(v6) => v6,

@@ -1,7 +1,7 @@
 //! UDP: connected, and each way to name the destination with the data.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::calls::{self, Address, family_of};
@@ -54,8 +54,9 @@ pub(super) fn reconnect(to: SocketAddr, data: &[u8]) -> io::Result<()> {
 }
 
 pub(super) fn sendto_unspecified(to: SocketAddr, data: &[u8]) -> io::Result<()> {
-    let to = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), to.port());
-    calls::sendto(&udp(libc::AF_INET)?, data, 0, &Address::new(to))
+    let ip = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let to = SocketAddr::new(ip, to.port());
+    calls::sendto(&udp(family_of(to))?, data, 0, &Address::new(to))
 }
 
 pub(super) fn open(to: SocketAddr) -> io::Result<OwnedFd> {

@@ -81,7 +81,10 @@ pub const WAYS: &[Way] = &[
     v6("tcp_v6", "connect, TCP over IPv6", stream::connect),
     v4("tcp_nonblocking", "connect without waiting", stream::connect_nonblocking),
     v4("tcp_v4_mapped", "connect to ::ffff:a.b.c.d", stream::connect_mapped),
+    v4("tcp_v4_compatible", "connect to ::a.b.c.d", stream::connect_compatible),
     v4("tcp_nat64", "connect to 64:ff9b::a.b.c.d", stream::connect_nat64),
+    v4("tcp_6to4", "connect to 2002:a.b.c.d::1", stream::connect_six_to_four),
+    v6("tcp_scope_id", "connect, IPv6 address with a scope id", stream::connect_scoped),
     v4("tcp_long_address", "connect, address longer than it need be", stream::connect_long_address),
     v6("tcp_short_address", "connect, IPv6 address of the old length", stream::connect_short_address),
     v4("tcp_reconnected", "connect, undone with AF_UNSPEC, connect again", stream::reconnect),
@@ -130,6 +133,7 @@ pub const WAYS: &[Way] = &[
     opened("open_passed", "the same by whoever was given it", stream::open, child::send_passed),
     Way { outside: Some(PACKETS), ..v4("packet", "sendto, AF_PACKET", raw::packet) },
     Way { outside: Some(HOST), ..v4("unspecified", "sendto 0.0.0.0", datagram::sendto_unspecified) },
+    Way { outside: Some(HOST), ..v6("unspecified_v6", "sendto ::", datagram::sendto_unspecified) },
 ];
 
 const fn v4(name: &'static str, what: &'static str, attempt: Attempt) -> Way {

@@ -1,12 +1,13 @@
 //! TCP, and MPTCP.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use super::calls::{self, Address, checked, family_of, nat64, whole};
+use super::calls::{self, Address, checked, compatible, family_of, mapped, nat64, six_to_four, whole};
 use super::elsewhere;
+use super::world::LOOPBACK;
 
 pub(super) const CONNECT: Duration = Duration::from_secs(5);
 /// Of struct sockaddr_storage.
@@ -47,8 +48,20 @@ pub(super) fn fast_open_sendmsg(to: SocketAddr, data: &[u8]) -> io::Result<()> {
 }
 
 pub(super) fn connect_nat64(to: SocketAddr, data: &[u8]) -> io::Result<()> {
-    let to = SocketAddr::new(nat64(to.ip()).into(), to.port());
-    calls::connect_and_send(&tcp(libc::AF_INET6)?, &Address::new(to), data)
+    connect(SocketAddr::new(nat64(to.ip()).into(), to.port()), data)
+}
+
+pub(super) fn connect_compatible(to: SocketAddr, data: &[u8]) -> io::Result<()> {
+    connect(SocketAddr::new(compatible(to.ip()).into(), to.port()), data)
+}
+
+pub(super) fn connect_six_to_four(to: SocketAddr, data: &[u8]) -> io::Result<()> {
+    connect(SocketAddr::new(six_to_four(to.ip()).into(), to.port()), data)
+}
+
+/// It does not matter for an address that is not of the link.
+pub(super) fn connect_scoped(to: SocketAddr, data: &[u8]) -> io::Result<()> {
+    connect(SocketAddrV6::new(mapped(to.ip()), to.port(), 0, LOOPBACK).into(), data)
 }
 
 pub(super) fn connect_long_address(to: SocketAddr, data: &[u8]) -> io::Result<()> {

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use nix::sys::socket::SockProtocol;
 use rustix::thread::UnshareFlags;
 
-use super::calls::{self, checked, family_of, nat64};
+use super::calls::{self, checked, compatible, family_of, nat64, six_to_four};
 use crate::sys::canary::{ELSEWHERE, TARGETS};
 use crate::sys::netlink::{self, Netlink, attribute};
 
@@ -18,7 +18,7 @@ const RTM_NEWADDR: u16 = 20;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 /// The loopback interface of every namespace.
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 const IFF_UP: u32 = 1;
 
 const BACKLOG: i32 = 8;
@@ -63,7 +63,8 @@ impl World {
             up.extend(word.to_ne_bytes());
         }
         route.ask(RTM_NEWLINK, 0, &up, |_| ())?;
-        let others = [TARGETS[1], ELSEWHERE[1], nat64(TARGETS[0]).into()];
+        let spelled = [nat64, compatible, six_to_four].map(|spelled| spelled(TARGETS[0]).into());
+        let others = [TARGETS[1], ELSEWHERE[1]].into_iter().chain(spelled);
         for ip in [TARGETS[0], ELSEWHERE[0]].into_iter().chain(others) {
             match add_address(&mut route, ip) {
                 // Without IPv6 there are no ways by it.
@@ -135,11 +136,12 @@ impl World {
 }
 
 fn add_address(route: &mut Netlink, ip: IpAddr) -> io::Result<()> {
-    let (family, octets) = match ip {
-        IpAddr::V4(v4) => (libc::AF_INET, v4.octets().to_vec()),
-        IpAddr::V6(v6) => (libc::AF_INET6, v6.octets().to_vec()),
+    // Without a look for duplicates, before which an address cannot be used.
+    let (family, octets, flags) = match ip {
+        IpAddr::V4(v4) => (libc::AF_INET, v4.octets().to_vec(), 0),
+        IpAddr::V6(v6) => (libc::AF_INET6, v6.octets().to_vec(), libc::IFA_F_NODAD),
     };
-    let mut body = vec![family as u8, 8 * octets.len() as u8, 0, 0];
+    let mut body = vec![family as u8, 8 * octets.len() as u8, flags as u8, 0];
     body.extend(LOOPBACK.to_ne_bytes());
     body.extend(attribute(IFA_ADDRESS, &octets));
     body.extend(attribute(IFA_LOCAL, &octets));

@@ -29,6 +29,7 @@ pub(crate) mod scopes;
 mod shared;
 mod sinks;
 mod smoke;
+mod spellings;
 mod verifier;
 mod volume;
 mod ways;
@@ -64,6 +65,7 @@ pub(crate) fn all() -> Vec<Test> {
             protected::tests(),
             quota::tests(),
             shared::tests(),
+            spellings::tests(),
             rules::tests(),
             scopes::tests(),
             defaults::tests(),
@@ -114,6 +116,7 @@ pub(crate) fn all() -> Vec<Test> {
         protected::tests(),
         quota::tests(),
         shared::tests(),
+        spellings::tests(),
         backstop::tests(),
         established::tests(),
         browser::tests(),
