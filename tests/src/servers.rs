@@ -256,6 +256,20 @@ pub fn resolved(settings: &str) -> Result<Running> {
     Ok(running)
 }
 
+/// As enforcer-resolved.socket and its service, where there is no systemd to start them.
+pub fn resolved_proxy() -> Result<Running> {
+    const SOCKET: &str = "/run/enforcer-resolved.sock";
+    // One that was killed leaves it.
+    let _ = fs::remove_file(SOCKET);
+    let running = spawn(
+        Command::new("systemd-socket-activate")
+            .args(["-l", SOCKET, "/usr/lib/systemd/systemd-socket-proxyd"])
+            .arg("/run/systemd/resolve/io.systemd.Resolve.Monitor"),
+    )?;
+    wait::until("the proxy's socket", PATIENCE, || Ok(fs::exists(SOCKET)?.then_some(())))?;
+    Ok(running)
+}
+
 /// The system's message bus, where there is no systemd to start it.
 pub fn message_bus() -> Result<Running> {
     fs::create_dir_all("/run/dbus")?;

@@ -14,12 +14,14 @@ use tokio::time::{Instant, sleep_until};
 use crate::engine::dns::monitor::{self, Heard, MonitorError};
 
 const SOCKET: &str = "/run/systemd/resolve/io.systemd.Resolve.Monitor";
+/// Of enforcer-resolved.socket, behind which somebody passes on what comes from there.
+const PROXY: &str = "/run/enforcer-resolved.sock";
 /// Between two attempts at first, and at most: resolved comes back soon, or it is not there.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// The socket is systemd-resolve's alone.
-const FORBIDDEN: &str = "its feed may be read by root with CAP_DAC_OVERRIDE only, which the unit takes away: `systemctl edit \
-                         enforcer`, add the lines [Service] and CapabilityBoundingSet=CAP_DAC_OVERRIDE, and restart it";
+const FORBIDDEN: &str = "its feed is for root with CAP_DAC_OVERRIDE, which this daemon has not, and nobody passes it on: \
+                         `systemctl start enforcer-resolved.socket`";
 const READ: usize = 16_384;
 /// Messages that are handled before anybody else has a turn.
 const BATCH: usize = 64;
@@ -40,6 +42,7 @@ pub enum Link {
 pub struct Monitor {
     stream: Option<AsyncFd<UnixStream>>,
     link: Link,
+    by_proxy: bool,
     /// Of messages that are not whole yet.
     buffer: Vec<u8>,
     /// As far as it was searched for an end.
@@ -58,6 +61,7 @@ impl Monitor {
         let mut monitor = Self {
             stream: None,
             link: Link::Absent,
+            by_proxy: false,
             buffer: Vec::new(),
             searched: 0,
             more: false,
@@ -146,7 +150,9 @@ impl Monitor {
     }
 
     fn connect(&mut self) {
-        match subscribe(SOCKET.as_ref()) {
+        let direct = subscribe(SOCKET.as_ref());
+        self.by_proxy = direct.as_ref().is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
+        match direct.or_else(|error| if self.by_proxy { by_proxy(error) } else { Err(error) }) {
             Ok(stream) => {
                 self.link = Link::Asked;
                 self.stream = Some(stream);
@@ -165,7 +171,10 @@ impl Monitor {
     fn hang_up(&mut self, error: &io::Error) {
         self.lost += u64::from(self.link == Link::Connected);
         self.link = match error.kind() {
-            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset if self.link == Link::Connected => {
+            // The proxy takes every connection, and hangs up where resolved would not have taken it.
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
+                if self.link == Link::Connected || self.by_proxy =>
+            {
                 Link::Absent
             }
             _ => Link::Failed(error.to_string()),
@@ -181,6 +190,16 @@ impl Monitor {
         self.next = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// Where the socket itself was refused.
+fn by_proxy(refused: io::Error) -> io::Result<AsyncFd<UnixStream>> {
+    subscribe(PROXY.as_ref()).map_err(|error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => refused,
+        // It found nobody, and was quick to say so.
+        ErrorKind::BrokenPipe => ErrorKind::NotFound.into(),
+        _ => io::Error::new(error.kind(), format!("{PROXY}: {error}")),
+    })
 }
 
 /// Connects and asks. Never waits: what listens here takes it at once, or is in trouble.

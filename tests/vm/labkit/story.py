@@ -11,7 +11,7 @@ from .machine import machine
 
 SERIES = "6.1"
 # What continuous integration plays: all but the proof that the reboot's test can fail, and the kernel without bpf.
-SHORT = "install deny edit mistake restart reboot broken upgrade stop keep remove purge rpm".split()
+SHORT = "install deny edit mistake restart reboot broken upgrade stop keep resolved remove purge rpm".split()
 WITHOUT_BPF = "lsm=landlock,yama"
 LIMIT_SECONDS = 900
 LIMIT_SECONDS_A_REBOOT = 120

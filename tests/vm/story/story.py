@@ -32,7 +32,7 @@ REBOOTING = 3
 TRACES = """
     /etc/enforcer /etc/logrotate.d/enforcer /usr/bin/enforcer /run/enforcer /var/lib/enforcer /var/log/enforcer
     /sys/fs/bpf/enforcer /usr/share/enforcer /usr/share/doc/enforcer /etc/systemd/system/enforcer.service
-    /etc/systemd/system/*.wants/enforcer.service /*/systemd/system/enforcer.service /usr/share/man/man8/enforcer*
+    /etc/systemd/system/*.wants/enforcer*.service /*/systemd/system/enforcer* /run/enforcer-resolved.sock /usr/share/man/man8/enforcer*
     /var/lib/systemd/deb-systemd-helper-enabled/*enforcer*
 """.split()
 
@@ -118,7 +118,7 @@ def install():
 
 
 def exposure(result, limit):
-    seen = float(re.search(r"enforcer.service: ([0-9.]+)", result[1]).group(1))
+    seen = float(re.search(r"enforcer\S*.service: ([0-9.]+)", result[1]).group(1))
     if seen > limit:
         raise NotAsNarrated(f"exposure {seen} is above {limit}")
 
@@ -281,6 +281,32 @@ def keep():
     good("until `enforcer release`, or the next start")
 
 
+def resolved():
+    heading("Names that only systemd-resolved knows")
+    Path("/etc/systemd/resolved.conf.d").mkdir(exist_ok=True)
+    Path("/etc/systemd/resolved.conf.d/story.conf").write_text("[Resolve]\nDNS=10.99.0.2\nDNSSEC=no\n", encoding="utf-8")
+    expect(run("systemctl unmask --quiet systemd-resolved && systemctl start systemd-resolved"), 0)
+    until("the feed to be heard", lambda: resolved_link() == "connected")
+    expect(run("resolvectl query news.example | head -n 1"), 0, "192.0.2.10")
+    expect(run(f"sed -i 's/.ads.example/.ads.example\", \"news.example/' {POLICY}"), 0)
+    until("the name to count", lambda: policy().get("patterns") == 2)
+    expect(run("resolvectl query news.example | grep -E '192.0.2|from:'"), 0, "192.0.2.10", "cache")
+    until("the name to be denied", lambda: denied("news.example"))
+    refused("news.example")
+    expect(run("enforcer status | grep resolved"), 0, "connected")
+    exposure(run("systemd-analyze security --no-pager enforcer-resolved | tail -n 1"), 2.5)
+    expect(run("systemctl restart systemd-resolved"), 0)
+    until("the feed to be heard again", lambda: resolved_link() == "connected")
+    expect(run(f"sed -i 's/, \"news.example\"//' {POLICY} && systemctl mask --quiet --now systemd-resolved"), 0)
+    until("it to be noticed", lambda: resolved_link() == "absent")
+    until("the name to be free", lambda: quietly("curl -sS http://news.example/")[0] == 0)
+    good("what it answers from its cache, or learnt by DNS over TLS, it tells the daemon itself")
+
+
+def resolved_link():
+    return (ask("status") or {}).get("dns", {}).get("resolved", {}).get("link")
+
+
 def remove():
     heading("Remove: the configuration stays, and nothing is refused any more")
     expect(run("dpkg -r enforcer"), 0)
@@ -344,7 +370,8 @@ def without_bpf():
 CHAPTERS = {
     chapter.__name__: chapter
     for chapter in (
-        install, deny, edit, mistake, restart, reboot, broken, forgetful, upgrade, stop, keep, remove, purge, rpm, without_bpf,
+        install, deny, edit, mistake, restart, reboot, broken, forgetful, upgrade, stop, keep, resolved, remove, purge, rpm,
+        without_bpf,
     )
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("what_resolved_knew_before_the_start_is_denied_when_asked_again", cached),
         test("flush_caches_has_resolved_ask_again", flushed),
         test("a_feed_that_may_not_be_heard_is_told", forbidden),
+        test("with_the_units_capabilities_it_is_heard_by_proxy", by_proxy),
     ]
 }
 
@@ -181,8 +182,36 @@ fn forbidden() -> Result<()> {
     until_link(&setup, "failed")?;
     let status = String::from_utf8(setup.command(&["status"])?.stdout)?;
     ensure!(status.contains("\nresolved  NOT heard"), "{status}");
-    ensure!(status.contains("CapabilityBoundingSet=CAP_DAC_OVERRIDE"), "{status}");
+    ensure!(status.contains("systemctl start enforcer-resolved.socket"), "{status}");
     daemon.stop()?;
     ensure!(fs::metadata("/run/systemd/resolve/io.systemd.Resolve.Monitor").is_ok(), "resolved is gone");
     Ok(())
+}
+
+/// Whichever of resolved and the proxy goes and comes again.
+fn by_proxy() -> Result<()> {
+    let upstream = upstream(BAD_V4)?;
+    let _nsswitch = nsswitch()?;
+    let resolved = servers::resolved("DNSSEC=no\n")?;
+    ensure!(ask(BAD)?.contains(&BAD_V4), "nobody knows it");
+    let proxy = servers::resolved_proxy()?;
+    let web = Server::start()?;
+    let setup = setup("")?;
+    setup.write_policy("deny.toml", &deny(BAD))?;
+    let daemon = setup.start_as_the_unit()?;
+    until_link(&setup, "connected")?;
+    // From the cache.
+    ask(BAD)?;
+    setup.until_denied(BAD_V4, true)?;
+    refused(SocketAddr::new(BAD_V4, web.port()))?;
+    drop(proxy);
+    until_link(&setup, "failed")?;
+    let _proxy = servers::resolved_proxy()?;
+    until_link(&setup, "connected")?;
+    drop(resolved);
+    until_link(&setup, "absent")?;
+    let _resolved = servers::resolved("DNSSEC=no\n")?;
+    until_link(&setup, "connected")?;
+    drop(upstream);
+    daemon.stop()
 }
