@@ -20,7 +20,9 @@ class LabError(Exception):
 
 
 def say(text):
-    print(text, flush=True)
+    # In one piece: several machines have something to say.
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def run(command, **options):

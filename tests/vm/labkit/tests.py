@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import threading
 import time
+from functools import partial
 
 from . import container, payload
 from .common import LabError, say, scratch
@@ -38,22 +39,62 @@ def run(series, filters, full=False):
     binaries = payload.build()
     root = root_image()
     total = [0, 0]
-    machines = [(one, "") for one in series]
+    machines = [(one, "") for one in sorted(series, key=lambda one: one != NATIVE)]
     machines += [(one, WITHOUT_BPF) for one in series if one != NATIVE][:1]
-    settings = {"RACE_TRIES": FULL_RACE} if full and series[0] != NATIVE else {}
-    for one, extra in machines:
-        try:
-            passed, failed = run_kernel(one, root, binaries, task(filters, settings), extra)
-        except LabError as error:
-            say(f"{one:5} cannot be tested: {error}")
-            passed, failed = 0, 1
-        say(f"{one:5} {passed} passed, {failed} failed\n")
+    settings = {"RACE_TRIES": FULL_RACE} if full and machines[0][0] != NATIVE else {}
+    attempts = [
+        partial(attempt, one, root, binaries, task(filters, {} if at else settings), extra)
+        for at, (one, extra) in enumerate(machines)
+    ]
+    # This machine's own kernel is tested before the others take its time.
+    alone = series.count(NATIVE)
+    for passed, failed in [*(one() for one in attempts[:alone]), *at_once(attempts[alone:])]:
         total = [total[0] + passed, total[1] + failed]
-        settings = {}
     if sum(total) == 0:
         raise LabError(f"no test matches {' '.join(filters)}")
     say(f"{total[0]} passed, {total[1]} failed, 0 skipped")
     return 1 if total[1] else 0
+
+
+def attempt(series, *how):
+    try:
+        passed, failed = run_kernel(series, *how)
+    except LabError as error:
+        say(f"{series:5} cannot be tested: {error}")
+        passed, failed = 0, 1
+    say(f"{series:5} {passed} passed, {failed} failed\n")
+    return passed, failed
+
+
+def at_once(works):
+    """What they return, as they end: an emulated machine has one CPU, so there are as many as this one has CPUs."""
+    waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
+    for work in works:
+        waiting.put(work)
+
+    def worker():
+        while True:
+            try:
+                work = waiting.get_nowait()
+            except queue.Empty:
+                return
+            done.put(outcome(work))
+
+    # Daemons, so that nobody waits for a machine when the lab is interrupted. A machine ends with the thread that started it.
+    for _ in range(os.cpu_count() or 1):
+        threading.Thread(target=worker, daemon=True).start()
+    for _ in works:
+        result = done.get()
+        if isinstance(result, Exception):
+            raise result
+        yield result
+
+
+def outcome(work):
+    try:
+        return work()
+    except Exception as error:
+        return error
 
 
 def run_kernel(series, root, binaries, task, extra):
@@ -82,9 +123,14 @@ def task(filters, settings):
     return f"{''.join(words)}/payload/vmtests run {shlex.join(filters)} </dev/null\n"
 
 
+# A kernel is fetched once, and it is found out once whether this machine has KVM.
+PREPARING = threading.Lock()
+
+
 def run_machine(report, work, root, disk, extra):
-    guest = kernel(report.series)
-    command = machine(guest, root, disk, "/payload/test-init", extra=extra)
+    with PREPARING:
+        guest = kernel(report.series)
+        command = machine(guest, root, disk, "/payload/test-init", extra=extra)
     command += ["-chardev", f"file,id=console,path={report.console}", "-serial", "chardev:console", "-serial", "stdio"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
