@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use anyhow::{Context, Result};
 
 /// Parts of lines that only a kernel in trouble prints.
-const TROUBLE: [&str; 8] = [
+const TROUBLE: [&str; 9] = [
     "BUG:",
     "WARNING:",
     "Oops",
@@ -16,6 +16,7 @@ const TROUBLE: [&str; 8] = [
     "detected stall",
     "lockup",
     "Call Trace:",
+    "Call trace:", // arm64
 ];
 
 /// How much of the log around a complaint is worth reading.

@@ -179,8 +179,8 @@ fn attach(
         quotas: config.quotas(),
     };
     let (mut kernel, ring) = match Kernel::start(&options) {
-        Err(BpfError::Program { program: EXIT_PROGRAM, source }) => {
-            warn!("connects are reported at once, without their outcome: {source}");
+        Err(error @ BpfError::Program { program: EXIT_PROGRAM, .. }) => {
+            warn!("connects are reported at once, without their outcome: {error}");
             Kernel::start(&Options { outcome: false, ..options })?
         }
         other => other?,

@@ -97,16 +97,22 @@ pub enum BpfError {
     Pin { path: PathBuf, source: aya::pin::PinError },
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
         text.push_str(": ");
         text.push_str(&cause.to_string());
+        if cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) == Some(ENOTSUPP) {
+            text.push_str(". It can attach none of this kind: on arm64 that takes Linux 6.4");
+        }
         next = cause.source();
     }
     text
 }
+
+/// The kernel's own, which no C library has words for.
+const ENOTSUPP: i32 = 524;
 
 /// Which hooks refuse connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -638,4 +644,20 @@ fn gone(map: &'static str, result: Result<(), MapError>) -> Result<(), BpfError>
 
 fn path_error(what: &'static str, path: &Path, source: std::io::Error) -> BpfError {
     BpfError::Path { what, path: path.to_owned(), source, hint: "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kernel_cannot_attach_is_said_in_words() {
+        let io_error = std::io::Error::from_raw_os_error(ENOTSUPP);
+        let source = aya::sys::SyscallError { call: "bpf_raw_tracepoint_open", io_error }.into();
+        let error = BpfError::Program { program: "socket_connect", source }.to_string();
+        assert!(
+            error.ends_with("(os error 524). It can attach none of this kind: on arm64 that takes Linux 6.4"),
+            "{error}"
+        );
+    }
 }
