@@ -34,9 +34,14 @@ impl Prefix {
 
     /// `None`: no such prefix can be. Bits behind it do not matter.
     pub fn new(network: [u8; 16], length: u8) -> Option<Self> {
+        if !LENGTHS.contains(&length) {
+            return None;
+        }
         let (high, low) = halves(network);
+        // All that is IPv4-mapped would be below it, or nothing that leaves the link.
+        let takes_others = high >> (64 - length.min(64)) == 0 || high >> 56 == 0xff || high >> 54 == 0x3fa;
         // In bits 64 to 71 there is never anything.
-        let can_be = LENGTHS.contains(&length) && (length < 96 || low >> 56 == 0);
+        let can_be = !takes_others && (length < 96 || low >> 56 == 0);
         can_be.then_some(Self { high, low, length: length.into() })
     }
 
@@ -286,7 +291,18 @@ mod tests {
                 "{length}"
             );
         }
-        assert_eq!(Prefix::new(octets("2001:db8::100:0:0:0"), 96), None);
+        let rows = [
+            ("2001:db8::100:0:0:0", 96),
+            ("::", 32),
+            ("::", 64),
+            ("::", 96),
+            ("::ffff:0:0", 96),
+            ("::1", 48),
+        ];
+        for (text, length) in rows.into_iter().chain([("fe80::", 64), ("fe80:0:0:1::", 96), ("ff02::", 32)]) {
+            assert_eq!(Prefix::new(octets(text), length), None, "{text}/{length}");
+        }
+        assert!(Prefix::new(octets("fd00::"), 32).is_some() && Prefix::new(octets("fec0::"), 32).is_some());
         assert_eq!(own(), &Prefixes::NONE);
     }
 }

@@ -18,8 +18,9 @@ use crate::sys::rules;
 /// Run a command and its children under a policy of their own
 ///
 /// They run in a control group of their own, below the one of this shell; the host's daemon and its rules are not touched,
-/// and hold for them as well. Of the settings nothing matters but `nat64_prefixes`. What is refused is refused with EPERM by cgroup hooks. When the command ends, what it left
-/// running ends, too; a summary of what it reached and what was refused goes to stderr. It exits as the command does.
+/// and hold for them as well. Of the settings nothing matters but `nat64_prefixes`. What is refused is refused with EPERM
+/// by cgroup hooks. When the command ends, what it left running ends, too; a summary of what it reached and what was refused
+/// goes to stderr. It exits as the command does.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The rules of a directory's policy files

@@ -206,7 +206,10 @@ impl Reader<'_> {
                     return Some(prefix);
                 } else {
                     let lengths = nat64::LENGTHS.map(|length| length.to_string()).join(", ");
-                    format!("a prefix has {lengths} bits, and bits 64 to 71 are zero (RFC 6052)")
+                    format!(
+                        "a prefix has {lengths} bits, bits 64 to 71 are zero (RFC 6052), and it is not below ::/32, fe80::/10 or \
+                         ff00::/8"
+                    )
                 }
             }
             _ => "write an IPv6 prefix, such as 2001:db8:64::/96".into(),
@@ -475,6 +478,7 @@ mod tests {
             ("nat64_prefixes = [\"2001:db8::1/96\"]", "write an IPv6 prefix"),
             ("nat64_prefixes = [\"2001:db8::/95\"]", "a prefix has 32, 40, 48, 56, 64, 96 bits"),
             ("nat64_prefixes = [\"2001:db8:0:0:100::/96\"]", "bits 64 to 71 are zero"),
+            ("nat64_prefixes = [\"::/64\"]", "it is not below ::/32"),
             ("nat64_prefixes = [\"64:ff9b::/96\"]", "known without"),
             ("nat64_prefixes = [\"2002:c000:200::/48\"]", "known without"),
             (&many, "more than 4"),

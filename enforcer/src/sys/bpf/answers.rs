@@ -17,7 +17,7 @@ use enforcer_common::verdict::BootNanos;
 use enforcer_common::{Addr, Entry};
 
 use super::double::{self, ANSWERED, AUTOMATA, Answered, DOMAINS, FILTER, NAMES, Pair, Words};
-use super::{BpfError, Wire, found, gone, refold, take};
+use super::{BpfError, Wire, found, gone, take};
 use crate::engine::compile::Network;
 use crate::engine::tables::Tables;
 
@@ -141,15 +141,9 @@ impl Answers {
         Ok(all.into_iter().flatten().map(|Wire(entry)| entry).collect())
     }
 
-    /// As `refold::add`, of both maps.
-    pub(super) fn refold(&mut self) -> Result<[Vec<[u8; 16]>; 2], BpfError> {
-        let [first, second] = &mut self.halves;
-        Ok([refold::add(first, ANSWERED)?, refold::add(second, ANSWERED)?])
-    }
-
-    pub(super) fn remove_refolded(&mut self, keys: &[Vec<[u8; 16]>; 2]) -> Result<(), BpfError> {
-        let mut halves = self.halves.iter_mut().zip(keys);
-        halves.try_for_each(|(half, keys)| refold::remove(half, ANSWERED, keys))
+    /// The maps behind `ANSWERED`.
+    pub(super) fn halves_mut(&mut self) -> &mut [Answered; 2] {
+        &mut self.halves
     }
 
     /// Addresses that no answer may deny. What is protected by both the old and the new set always is.

@@ -36,6 +36,7 @@ use answers::{ASKED, CONTROL, HEADERS, HOST, NEVER_DENY, OPENED, TRUSTED};
 pub use conditions::Conditions;
 use double::{ANSWERED, AUTOMATA, CONDITIONS, DOMAINS, FILTER, NAMES, REPEATS};
 pub use ignore::IgnoredCgroups;
+use refold::Programs;
 pub use repeats::Windows;
 
 use super::btf::{self, BtfError};
@@ -228,11 +229,9 @@ impl Kernel {
             pin,
         };
         let ring = Ring(take(&mut ebpf, RING)?);
-        let addresses = refold::add(&mut kernel.addresses, ADDRESSES)?;
-        let answered = kernel.answers.refold()?;
+        kernel.refold(Programs::Old)?;
         attach(&mut ebpf, options, &kernel.pin)?;
-        refold::remove(&mut kernel.addresses, ADDRESSES, &addresses)?;
-        kernel.answers.remove_refolded(&answered)?;
+        kernel.refold(Programs::New)?;
         if !options.tells_flows() {
             remove_pin(&kernel.pin.join(OWNERS))?;
         }

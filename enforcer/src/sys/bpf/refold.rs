@@ -4,26 +4,55 @@
 use aya::maps::{HashMap, MapData, MapError};
 use enforcer_common::{Addr, Entry};
 
-use super::{BpfError, Wire, found, gone};
+use super::{ADDRESSES, ANSWERED, BpfError, Kernel, Wire, found, gone};
 
 type Rows = HashMap<MapData, [u8; 16], Wire<Entry>>;
+type Row = ([u8; 16], Wire<Entry>);
 
-/// Enters what is said under other keys under the canonical ones as well. Returns the others, to be removed when no program
-/// asks by them any more.
-pub(super) fn add(rows: &mut Rows, map: &'static str) -> Result<Vec<[u8; 16]>, BpfError> {
-    let failed = |source: MapError| BpfError::Map { map, source };
-    let others = rows.iter().filter(|row| row.as_ref().map_or(true, |(key, _)| canonical(key) != *key));
-    let others = others.collect::<Result<Vec<_>, _>>().map_err(failed)?;
-    for (key, Wire(entry)) in &others {
-        let known = found(rows.get(&canonical(key), 0)).map_err(failed)?;
-        let entry = known.map_or(*entry, |Wire(known)| known.merge(*entry));
-        rows.insert(canonical(key), Wire(entry), 0).map_err(failed)?;
-    }
-    Ok(others.into_iter().map(|(key, _)| key).collect())
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Programs {
+    /// They may ask by other keys, and enter them.
+    Old,
+    New,
 }
 
-pub(super) fn remove(rows: &mut Rows, map: &'static str, keys: &[[u8; 16]]) -> Result<(), BpfError> {
-    keys.iter().try_for_each(|key| gone(map, rows.remove(key)))
+impl Kernel {
+    /// Enters what is said under other keys under the canonical ones as well, and at last takes the others away. Always into the
+    /// one map that nobody else writes.
+    pub(super) fn refold(&mut self, programs: Programs) -> Result<(), BpfError> {
+        let others = others(&self.addresses, ADDRESSES)?;
+        enter(&mut self.addresses, &others)?;
+        if programs == Programs::New {
+            remove(&mut self.addresses, ADDRESSES, &others)?;
+        }
+        for half in self.answers.halves_mut() {
+            let others = self::others(half, ANSWERED)?;
+            enter(&mut self.addresses, &others)?;
+            if programs == Programs::New {
+                remove(half, ANSWERED, &others)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn others(rows: &Rows, map: &'static str) -> Result<Vec<Row>, BpfError> {
+    let others = rows.iter().filter(|row| row.as_ref().map_or(true, |(key, _)| canonical(key) != *key));
+    others.collect::<Result<_, _>>().map_err(|source| BpfError::Map { map, source })
+}
+
+fn enter(addresses: &mut Rows, rows: &[Row]) -> Result<(), BpfError> {
+    let failed = |source: MapError| BpfError::Map { map: ADDRESSES, source };
+    for (key, Wire(entry)) in rows {
+        let known = found(addresses.get(&canonical(key), 0)).map_err(failed)?;
+        let entry = known.map_or(*entry, |Wire(known)| known.merge(*entry));
+        addresses.insert(canonical(key), Wire(entry), 0).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn remove(from: &mut Rows, map: &'static str, rows: &[Row]) -> Result<(), BpfError> {
+    rows.iter().try_for_each(|(key, _)| gone(map, from.remove(key)))
 }
 
 fn canonical(key: &[u8; 16]) -> [u8; 16] {
