@@ -36,8 +36,10 @@ impl Kernel {
     }
 }
 
+/// As a rule there are none: only of these is more than the key read.
 fn others(rows: &Rows, map: &'static str) -> Result<Vec<Row>, BpfError> {
-    let others = rows.iter().filter(|row| row.as_ref().map_or(true, |(key, _)| canonical(key) != *key));
+    let keys = rows.keys().filter(|key| key.as_ref().map_or(true, |key| canonical(key) != *key));
+    let others = keys.map(|key| key.and_then(|key| Ok((key, rows.get(&key, 0)?))));
     others.collect::<Result<_, _>>().map_err(|source| BpfError::Map { map, source })
 }
 
